@@ -1,0 +1,1 @@
+//! The unsafe floor: system calls that no crate wraps the way the machine needs them.
