@@ -12,8 +12,12 @@
 
 pub mod bus;
 pub mod config;
+pub mod devices;
 pub mod jail;
+pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod sys;
+pub mod trace;
+pub mod vcpu;
 pub mod virtio;

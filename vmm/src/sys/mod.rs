@@ -1,1 +1,4 @@
 //! The unsafe floor: system calls that no crate wraps the way the machine needs them.
+
+pub mod kick;
+pub mod tty;
