@@ -12,6 +12,7 @@
 
 pub mod bus;
 pub mod config;
+pub mod console_tail;
 pub mod jail;
 pub mod layout;
 pub mod memory;
