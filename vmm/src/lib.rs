@@ -13,6 +13,7 @@
 pub mod bus;
 pub mod config;
 pub mod devices;
+pub mod console_tail;
 pub mod jail;
 pub mod kvm;
 pub mod layout;
