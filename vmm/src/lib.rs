@@ -12,7 +12,10 @@
 
 pub mod bus;
 pub mod config;
+pub mod boot;
 pub mod devices;
+pub mod event;
+pub mod machine;
 pub mod console_tail;
 pub mod jail;
 pub mod kvm;

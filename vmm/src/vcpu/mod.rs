@@ -33,8 +33,6 @@ pub enum Ending {
         /// Its registers then.
         registers: Option<Registers>,
     },
-    /// It sleeps with interrupts off: nothing in the guest can wake it.
-    Halted,
 }
 
 /// A message of a processor's thread to the machine.
@@ -49,6 +47,8 @@ pub struct Report {
 /// What all processors' threads share with the machine.
 #[derive(Debug, Clone)]
 pub struct Link {
+    /// Per processor: whether it could be woken by nothing in the guest when it was last kicked.
+    pub asleep: Arc<[AtomicBool]>,
     /// Ports and registers.
     pub buses: Arc<Buses>,
     /// Boot marks.
@@ -59,6 +59,27 @@ pub struct Link {
     pub reports: mpsc::SyncSender<Report>,
     /// Rung after a report was sent.
     pub doorbell: Arc<EventFd>,
+}
+
+impl Link {
+    /// A link for `count` processors.
+    #[must_use]
+    pub fn new(
+        buses: Arc<Buses>,
+        marks: Arc<Marks>,
+        reports: mpsc::SyncSender<Report>,
+        doorbell: EventFd,
+        count: usize,
+    ) -> Self {
+        Self {
+            asleep: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            buses,
+            marks,
+            stop: Arc::new(AtomicBool::new(false)),
+            reports,
+            doorbell: Arc::new(doorbell),
+        }
+    }
 }
 
 /// A running processor.
@@ -111,7 +132,8 @@ fn run(index: u8, mut vcpu: Vcpu, link: &Link) {
 /// Runs the processor; `None` when the machine told it to stop.
 fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
     let mut entered = index != 0;
-    loop {
+    // A kick that came before this thread could be kicked has left its order behind.
+    while !link.stop.load(Ordering::SeqCst) {
         let action = exit::decide(vcpu.run(), &link.buses);
         if !entered {
             link.marks.stamp(Mark::KernelEntry);
@@ -121,11 +143,9 @@ fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
             Action::Resume => {}
             Action::Kicked => {
                 vcpu.clear_kick();
-                if link.stop.load(Ordering::SeqCst) {
-                    return None;
-                }
-                if vcpu.halted_for_good() {
-                    return Some(Ending::Halted);
+                if let Some(asleep) = link.asleep.get(usize::from(index)) {
+                    let for_good = vcpu.halted_for_good() || vcpu.waits_for_start();
+                    asleep.store(for_good, Ordering::SeqCst);
                 }
             }
             Action::Stop(cause) => return Some(Ending::Stopped(cause)),
@@ -140,4 +160,5 @@ fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
             }
         }
     }
+    None
 }
