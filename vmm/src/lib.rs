@@ -10,6 +10,7 @@
 //! checked. [`machine`] builds the plan into threads and runs it. What must flow up (an exit, a reset, a fault) is a
 //! value that is returned or sent, never a call.
 
+pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod boot;
