@@ -23,7 +23,8 @@ pub(super) struct Facts<'a> {
 
 /// Arguments of every machine: a panic ends it at once through the i8042 reset, which is the quickest one that says "reset"
 /// and not "triple fault"; nothing that does not exist is looked for.
-const ALWAYS: [&str; 6] = ["reboot=k", "panic=-1", "pci=off", "nomodule", "i8042.noaux", "i8042.nopnp"];
+const ALWAYS: [&str; 6] =
+    ["reboot=k", "panic=-1", "pci=off", "nomodule", "i8042.noaux", "i8042.nopnp"];
 
 /// Builds the command line.
 ///
@@ -43,7 +44,8 @@ pub(super) fn build(facts: Facts<'_>) -> Result<CommandLine, CommandLineError> {
             line.push(argument)?;
         }
     }
-    let user_names_root = facts.append.split_ascii_whitespace().any(|word| word.starts_with("root="));
+    let user_names_root =
+        facts.append.split_ascii_whitespace().any(|word| word.starts_with("root="));
     if let (Some(read_only), false) = (facts.root_read_only, user_names_root) {
         line.push("root=/dev/vda")?;
         line.push(if read_only { "ro" } else { "rw" })?;
@@ -84,7 +86,9 @@ mod tests {
     fn devices_are_named_only_where_no_table_names_them() {
         let devices = [mmio_slot(0).unwrap(), mmio_slot(1).unwrap()];
         let line = text(facts(&devices, ""));
-        assert!(line.contains("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"));
+        assert!(
+            line.contains("virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6")
+        );
         let line = text(Facts { tables: Tables::Acpi, ..facts(&devices, "") });
         assert!(!line.contains("virtio_mmio"), "{line}");
     }
@@ -101,6 +105,8 @@ mod tests {
 
     #[test]
     fn the_users_words_come_last() {
-        assert!(text(facts(&[], " loglevel=7  init=/bin/sh ")).ends_with(" loglevel=7 init=/bin/sh"));
+        assert!(
+            text(facts(&[], " loglevel=7  init=/bin/sh ")).ends_with(" loglevel=7 init=/bin/sh")
+        );
     }
 }

@@ -68,7 +68,11 @@ impl Console {
     ///
     /// # Errors
     /// What the host said about the terminal or the descriptors.
-    pub(super) fn open(plan: ConsolePlan, serial: Arc<Serial>, waiter: &Waiter) -> io::Result<Self> {
+    pub(super) fn open(
+        plan: ConsolePlan,
+        serial: Arc<Serial>,
+        waiter: &Waiter,
+    ) -> io::Result<Self> {
         waiter.add_readable(serial.output_fd(), Token::SerialOutput as u64)?;
         let (sink, input) = match plan {
             ConsolePlan::Stdio => (Some(Sink::Stdout), Some(Input::open(waiter)?)),

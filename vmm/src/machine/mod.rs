@@ -134,8 +134,8 @@ pub fn run(plan: Plan, process_start: Instant) -> Result<Outcome, MachineError> 
     let jail = Jail { seccomp: plan.seccomp };
     let parts = build::build(plan, Arc::clone(&marks), jail)?;
     let waiter = Waiter::new().map_err(host("make an epoll"))?;
-    let console = Console::open(parts.console, parts.serial, &waiter)
-        .map_err(host("connect the console"))?;
+    let console =
+        Console::open(parts.console, parts.serial, &waiter).map_err(host("connect the console"))?;
     let (sender, reports) = mpsc::sync_channel(parts.vcpus.len());
     let doorbell =
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))?;
@@ -205,7 +205,8 @@ impl Machine {
         loop {
             self.waiter.wait(&mut ready).map_err(&watch)?;
             for token in ready.drain(..) {
-                let Some(token) = Token::ALL.into_iter().find(|&known| known as u64 == token) else {
+                let Some(token) = Token::ALL.into_iter().find(|&known| known as u64 == token)
+                else {
                     continue;
                 };
                 match token {

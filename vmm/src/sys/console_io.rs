@@ -1,6 +1,9 @@
 //! Reads and writes of the console's descriptors that never block the event loop for long.
 
-#![expect(unsafe_code, reason = "poll, read and write on descriptors that this process did not open")]
+#![expect(
+    unsafe_code,
+    reason = "poll, read and write on descriptors that this process did not open"
+)]
 
 use std::io;
 use std::os::fd::RawFd;
