@@ -4,3 +4,4 @@ pub mod console_io;
 pub mod kick;
 pub mod signal;
 pub mod tty;
+pub mod random;

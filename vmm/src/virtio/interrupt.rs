@@ -15,6 +15,7 @@ const CONFIG_CHANGE: u32 = 1 << 1;
 struct Shared {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    config_generation: AtomicU32,
     line: EventFd,
 }
 
@@ -29,6 +30,7 @@ impl Interrupt {
         Self(Arc::new(Shared {
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
             line,
         }))
     }
@@ -46,6 +48,7 @@ impl Interrupt {
 
     /// Tells the driver that the configuration changed.
     pub fn raise_config(&self) {
+        self.0.config_generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIG_CHANGE);
     }
 
@@ -59,6 +62,12 @@ impl Interrupt {
     #[must_use]
     pub fn device_failed(&self) -> bool {
         self.0.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// The ConfigGeneration register: another value after each [`Self::raise_config`].
+    #[must_use]
+    pub fn config_generation(&self) -> u32 {
+        self.0.config_generation.load(Ordering::SeqCst)
     }
 
     /// The InterruptStatus register.

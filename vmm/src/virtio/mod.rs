@@ -6,9 +6,12 @@
 
 pub mod chain;
 pub mod interrupt;
+pub mod lifecycle;
 pub mod queue;
+pub mod rng;
 #[cfg(any(test, fuzzing))]
 pub mod test_driver;
+pub mod transport;
 
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ use crate::memory::GuestRam;
 pub use chain::{Chain, ChainError, Segment};
 pub use interrupt::Interrupt;
 pub use queue::{Completion, Queue, QueueError};
+pub use transport::Transport;
 
 /// Device IDs of VIRTIO 1.2 section 5 that this VMM serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
