@@ -12,6 +12,7 @@
 
 pub mod bus;
 pub mod config;
+pub mod disk;
 pub mod jail;
 pub mod layout;
 pub mod memory;
