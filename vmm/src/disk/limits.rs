@@ -27,9 +27,8 @@ impl Bucket {
     fn delay(&mut self, now: Duration) -> Option<Duration> {
         let elapsed = now.saturating_sub(self.filled_at);
         self.filled_at = self.filled_at.max(now);
-        let gained = i128::try_from(elapsed.as_nanos())
-            .unwrap_or(i128::MAX)
-            .saturating_mul(self.rate_per_s);
+        let gained =
+            i128::try_from(elapsed.as_nanos()).unwrap_or(i128::MAX).saturating_mul(self.rate_per_s);
         self.level = self.level.saturating_add(gained).min(self.rate_per_s * NANOS_PER_S);
         let missing = NANOS_PER_S - self.level;
         if missing <= 0 {

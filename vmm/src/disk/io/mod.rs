@@ -3,10 +3,7 @@
 //! Invariant: from `submit` until its completion is handed out, everything an operation names (buffers, vectors, the caller's
 //! payload, guest RAM) belongs to the engine; dropping an engine waits for the kernel first.
 
-#![expect(
-    unsafe_code,
-    reason = "the kernel is handed addresses of guest memory only here"
-)]
+#![expect(unsafe_code, reason = "the kernel is handed addresses of guest memory only here")]
 
 mod sync;
 mod transfer;
@@ -59,7 +56,7 @@ const BLOCKING_DEPTH: usize = 16;
 #[derive(Debug)]
 pub enum Engine<T> {
     /// io_uring on a raw file.
-    Uring(Uring<T>),
+    Uring(Box<Uring<T>>),
     /// System calls that wait, on any disk.
     Blocking(Blocking<T>),
 }
@@ -132,11 +129,7 @@ impl<T> Engine<T> {
     ///
     /// # Errors
     /// What the host said when it can't wait: the engine is of no use any more.
-    pub fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        done: &mut Vec<Done<T>>,
-    ) -> io::Result<Wake> {
+    pub fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done<T>>) -> io::Result<Wake> {
         match self {
             Self::Uring(ring) => ring.wait(timeout, done),
             Self::Blocking(engine) => engine.wait(timeout, done),

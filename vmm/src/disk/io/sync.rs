@@ -57,9 +57,9 @@ impl<T> Blocking<T> {
     ) -> io::Result<Wake> {
         let timeout = if self.ended.is_empty() { timeout } else { Some(Duration::ZERO) };
         done.append(&mut self.ended);
-        let [doorbell, mailbox] = poll_in([&self.signals.doorbell, &self.signals.mailbox], timeout)?;
-        for (ready, event) in
-            [(doorbell, &self.signals.doorbell), (mailbox, &self.signals.mailbox)]
+        let [doorbell, mailbox] =
+            poll_in([&self.signals.doorbell, &self.signals.mailbox], timeout)?;
+        for (ready, event) in [(doorbell, &self.signals.doorbell), (mailbox, &self.signals.mailbox)]
         {
             if ready {
                 event.read()?;
@@ -81,7 +81,8 @@ pub fn perform(file: &File, op: Op, offset: u64, bufs: &[IoBuf]) -> io::Result<(
         if matches!(step, Step::Nothing) {
             return Ok(());
         }
-        if let Some(result) = transfer.advance(call(file, &step)) {
+        let outcome = call(file, &step);
+        if let Some(result) = transfer.advance(outcome) {
             return result;
         }
     }
@@ -133,7 +134,11 @@ fn poll_in(events: [&EventFd; 2], timeout: Option<Duration>) -> io::Result<[bool
     let ready = unsafe { libc::ppoll(fds.as_mut_ptr(), 2, limit, std::ptr::null()) };
     if ready < 0 {
         let error = io::Error::last_os_error();
-        return if error.kind() == io::ErrorKind::Interrupted { Ok([false; 2]) } else { Err(error) };
+        return if error.kind() == io::ErrorKind::Interrupted {
+            Ok([false; 2])
+        } else {
+            Err(error)
+        };
     }
     Ok(fds.map(|fd| fd.revents & libc::POLLIN != 0))
 }

@@ -62,10 +62,21 @@ impl Iovec {
 /// One system call of a transfer.
 #[derive(Debug)]
 pub(super) enum Step<'a> {
-    Read { bufs: &'a [Iovec], offset: u64 },
-    Write { bufs: &'a [Iovec], offset: u64, durable: bool },
+    Read {
+        bufs: &'a [Iovec],
+        offset: u64,
+    },
+    Write {
+        bufs: &'a [Iovec],
+        offset: u64,
+        durable: bool,
+    },
     Sync,
-    Fallocate { mode: i32, offset: u64, len: u64 },
+    Fallocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
     /// Nothing is left to do.
     Nothing,
 }
@@ -131,7 +142,9 @@ impl Transfer {
         match self.way {
             Way::Sync => Step::Sync,
             Way::Punch => self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE),
-            Way::ZeroRange => self.fallocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE),
+            Way::ZeroRange => {
+                self.fallocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+            }
             Way::WriteZeroes => {
                 self.fill_zeroes();
                 Step::Write { bufs: &self.bufs, offset, durable: false }
@@ -178,7 +191,8 @@ impl Transfer {
     }
 
     fn failed(&mut self, errno: i32) -> Option<io::Result<()>> {
-        let refused = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV);
+        let refused =
+            matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV);
         match (self.op, self.way) {
             _ if errno == libc::EINTR => return None,
             (Op::Zero { .. }, Way::Punch) if refused => self.way = Way::ZeroRange,
@@ -275,7 +289,9 @@ mod tests {
         let len_bytes = 2 * ZERO_PIECE_BYTES + 512;
         let mut transfer = started(Op::Zero { len_bytes, unmap: true }, &mut []);
         let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        assert!(matches!(transfer.step(), Step::Fallocate { mode, offset: 4096, .. } if mode == punch));
+        assert!(
+            matches!(transfer.step(), Step::Fallocate { mode, offset: 4096, .. } if mode == punch)
+        );
         assert!(transfer.advance(-libc::EOPNOTSUPP).is_none());
         let range = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         assert!(matches!(transfer.step(), Step::Fallocate { mode, .. } if mode == range));

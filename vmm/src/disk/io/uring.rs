@@ -120,7 +120,7 @@ impl<T> Uring<T> {
         let slot = &mut self.slots[index];
         slot.transfer.start(op, offset, bufs);
         slot.payload = Some(payload);
-        let entry = entry(slot.transfer.step(), index);
+        let entry = entry(&slot.transfer.step(), index);
         let (submitter, mut queue, _) = self.ring.split();
         // An entry that does not fit stays out only when the kernel refuses the whole batch, which `wait` reports.
         push(&submitter, &mut queue, &entry);
@@ -146,11 +146,10 @@ impl<T> Uring<T> {
         if self.armed[signal] {
             return;
         }
-        let file = Fixed(1 + signal as u32);
+        let file = if signal == DOORBELL { Fixed(1) } else { Fixed(2) };
         let cell: *mut u64 = &raw mut self.cells[signal];
-        let entry = opcode::Read::new(file, cell.cast(), 8)
-            .build()
-            .user_data(SIGNAL_BASE + signal as u64);
+        let entry =
+            opcode::Read::new(file, cell.cast(), 8).build().user_data(SIGNAL_BASE + signal as u64);
         let (submitter, mut queue, _) = self.ring.split();
         push(&submitter, &mut queue, &entry);
         self.armed[signal] = true;
@@ -194,7 +193,7 @@ impl<T> Uring<T> {
             }
             let slot = &mut self.slots[index];
             match slot.transfer.advance(result) {
-                None => push(&submitter, &mut queue, &entry(slot.transfer.step(), index)),
+                None => push(&submitter, &mut queue, &entry(&slot.transfer.step(), index)),
                 Some(result) => {
                     self.free.push(index);
                     let payload = slot.payload.take();
@@ -246,18 +245,22 @@ fn build() -> io::Result<IoUring> {
         .setup_defer_taskrun()
         .build(SUBMIT_ENTRIES)
         .or_else(|error| {
-            if refused(&error) { base().setup_coop_taskrun().build(SUBMIT_ENTRIES) } else { Err(error) }
+            if refused(&error) {
+                base().setup_coop_taskrun().build(SUBMIT_ENTRIES)
+            } else {
+                Err(error)
+            }
         })
         .or_else(|error| if refused(&error) { base().build(SUBMIT_ENTRIES) } else { Err(error) })
 }
 
-fn entry(step: Step<'_>, index: usize) -> Entry {
-    let entry = match step {
+fn entry(step: &Step<'_>, index: usize) -> Entry {
+    let entry = match *step {
         Step::Read { bufs: [buf], offset } => {
             opcode::Read::new(DISK, buf.base(), len_u32(buf)).offset(offset).build()
         }
         Step::Read { bufs, offset } => {
-            opcode::Readv::new(DISK, bufs.as_ptr().cast(), bufs.len() as u32).offset(offset).build()
+            opcode::Readv::new(DISK, bufs.as_ptr().cast(), count(bufs)).offset(offset).build()
         }
         Step::Write { bufs: [buf], offset, durable } => {
             opcode::Write::new(DISK, buf.base(), len_u32(buf))
@@ -266,7 +269,7 @@ fn entry(step: Step<'_>, index: usize) -> Entry {
                 .build()
         }
         Step::Write { bufs, offset, durable } => {
-            opcode::Writev::new(DISK, bufs.as_ptr().cast(), bufs.len() as u32)
+            opcode::Writev::new(DISK, bufs.as_ptr().cast(), count(bufs))
                 .offset(offset)
                 .rw_flags(write_flags(durable))
                 .build()
@@ -283,6 +286,10 @@ fn entry(step: Step<'_>, index: usize) -> Entry {
 fn len_u32(buf: &Iovec) -> u32 {
     // The rest of a longer buffer is a short transfer, which is resumed.
     u32::try_from(buf.len()).unwrap_or(1 << 30)
+}
+
+fn count(bufs: &[Iovec]) -> u32 {
+    u32::try_from(bufs.len()).unwrap_or(u32::MAX)
 }
 
 fn write_flags(durable: bool) -> i32 {

@@ -37,6 +37,8 @@ use worker::{Active, Pending, Shared, Worker};
 pub enum EngineKind {
     /// io_uring where the host allows it, system calls that wait otherwise.
     Auto,
+    /// io_uring or nothing.
+    IoUring,
     /// System calls that wait.
     Blocking,
 }
@@ -221,12 +223,7 @@ impl VirtioDevice for Block {
     }
 }
 
-fn start(
-    queue: Queue,
-    interrupt: &Interrupt,
-    ram: &Arc<GuestRam>,
-    write_through: bool,
-) -> Active {
+fn start(queue: Queue, interrupt: &Interrupt, ram: &Arc<GuestRam>, write_through: bool) -> Active {
     Active { queue, interrupt: interrupt.clone(), ram: Arc::clone(ram), write_through }
 }
 
@@ -237,18 +234,16 @@ fn ask(mailbox: &Mailbox, command: impl FnOnce(Reply) -> Command) -> Answer {
     answer
 }
 
-fn raw_engine(
-    file: &Arc<File>,
-    kind: EngineKind,
-    signals: Signals,
-) -> io::Result<Engine<Pending>> {
-    if kind == EngineKind::Auto {
+fn raw_engine(file: &Arc<File>, kind: EngineKind, signals: Signals) -> io::Result<Engine<Pending>> {
+    if kind != EngineKind::Blocking {
         let copy = Signals {
             doorbell: signals.doorbell.try_clone()?,
             mailbox: signals.mailbox.try_clone()?,
         };
-        if let Ok(ring) = Uring::new(Arc::clone(file), copy) {
-            return Ok(Engine::Uring(ring));
+        match Uring::new(Arc::clone(file), copy) {
+            Ok(ring) => return Ok(Engine::Uring(Box::new(ring))),
+            Err(error) if kind == EngineKind::IoUring => return Err(error),
+            Err(_) => {}
         }
     }
     let disk: Box<dyn Disk> = Box::new(Raw::new(Arc::clone(file)));

@@ -19,8 +19,10 @@ pub const MAX_ZERO_SECTORS: u32 = 128 << 10;
 /// Length of the identity string.
 pub const ID_BYTES: usize = 20;
 
-const HEADER_BYTES: u64 = 16;
-const RANGE_BYTES: u64 = 16;
+/// The request header, and also one range of a list.
+type Words = [u8; 16];
+const HEADER_BYTES: u64 = size_of::<Words>() as u64;
+const RANGE_BYTES: u64 = size_of::<Words>() as u64;
 
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
@@ -164,7 +166,7 @@ impl Request {
     /// [`RequestError`] for everything a driver can do wrong.
     pub fn parse(chain: &Chain, ram: &GuestRam, disk: Geometry) -> Result<Self, RequestError> {
         let room = chain.writable_len().checked_sub(1).ok_or(RequestError::NoStatus)?;
-        let mut header = [0; HEADER_BYTES as usize];
+        let mut header = Words::default();
         chain.read(ram, 0, &mut header).map_err(RequestError::ShortChain)?;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([t0, t1, t2, t3]);
@@ -273,7 +275,7 @@ fn extents(
     }
     (0..count)
         .map(|index| {
-            let mut range = [0; RANGE_BYTES as usize];
+            let mut range = Words::default();
             chain
                 .read(ram, HEADER_BYTES + index * RANGE_BYTES, &mut range)
                 .map_err(RequestError::ShortChain)?;

@@ -13,9 +13,7 @@ use crate::memory::{GuestRam, IoBuf};
 use crate::virtio::{Chain, Interrupt, Queue, QueueError};
 
 use super::mailbox::{Command, Mailbox};
-use super::request::{
-    Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK, finish,
-};
+use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK, finish};
 
 /// Chains taken before completions and the mailbox get their turn.
 const BATCH: usize = 256;
@@ -47,6 +45,13 @@ pub(super) struct Shared {
     pub(super) id: [u8; ID_BYTES],
     pub(super) limiter: Option<Arc<Mutex<Limiter>>>,
     pub(super) started: Instant,
+}
+
+/// What follows from a request.
+enum Next {
+    Submit { op: Op, offset: u64, data_bytes: u32 },
+    Ranges { extents: Vec<Extent>, discard: bool },
+    Answer { data_bytes: u32 },
 }
 
 /// Why the worker stopped taking chains.
@@ -164,9 +169,7 @@ impl Worker {
 
     /// Takes chains until there is a reason to pause, decides on the interrupt, and says how long to wait.
     fn serve_queue(&mut self) -> Option<Duration> {
-        let Some(mut active) = self.active.take() else {
-            return None;
-        };
+        let mut active = self.active.take()?;
         let paused = self.take_chains(&mut active);
         if std::mem::take(&mut self.answered) && active.queue.wants_interrupt() {
             active.interrupt.raise_queue();
@@ -213,84 +216,62 @@ impl Worker {
     }
 
     fn take_one(&mut self, active: &mut Active, chain: Chain) {
-        let outcome = self.begin(active, chain);
-        if let Err((chain, error)) = outcome {
-            self.answer(active, chain, error.status(), 0);
+        match self.decide(active, &chain) {
+            Ok(Next::Submit { op, offset, data_bytes }) => {
+                let pending = Pending { chain, data_bytes, rest: Vec::new(), discard: false };
+                self.engine.submit(op, offset, &self.bufs, pending);
+            }
+            Ok(Next::Ranges { mut extents, discard }) => {
+                extents.retain(|extent| extent.len_bytes > 0);
+                extents.reverse();
+                let pending = Pending { chain, data_bytes: 0, rest: extents, discard };
+                self.advance(active, pending);
+            }
+            Ok(Next::Answer { data_bytes }) => self.answer(active, chain, STATUS_OK, data_bytes),
+            Err(error) => self.answer(active, chain, error.status(), 0),
         }
     }
 
-    fn begin(&mut self, active: &mut Active, chain: Chain) -> Result<(), (Chain, RequestError)> {
-        let request = match Request::parse(&chain, &active.ram, self.shared.geometry) {
-            Ok(request) => request,
-            Err(error) => {
-                self.charge(0);
-                return Err((chain, error));
-            }
-        };
-        self.charge(request.len_bytes());
+    /// What to do about `chain`; its data buffers are left in `self.bufs`.
+    fn decide(&mut self, active: &Active, chain: &Chain) -> Result<Next, RequestError> {
+        let parsed = Request::parse(chain, &active.ram, self.shared.geometry);
+        self.charge(parsed.as_ref().map_or(0, Request::len_bytes));
+        let request = parsed?;
         self.bufs.clear();
-        if let Err(error) = request.buffers(&chain, &active.ram, &mut self.bufs) {
-            return Err((chain, error));
-        }
-        match request {
+        request.buffers(chain, &active.ram, &mut self.bufs)?;
+        Ok(match request {
             Request::Read { len_bytes: 0, .. } | Request::Write { len_bytes: 0, .. } => {
-                self.answer(active, chain, STATUS_OK, 0);
+                Next::Answer { data_bytes: 0 }
             }
             Request::Read { offset, len_bytes } => {
-                self.submit(Op::Read, offset, chain, len_bytes);
+                Next::Submit { op: Op::Read, offset, data_bytes: len_bytes }
             }
             Request::Write { offset, .. } => {
-                self.submit(Op::Write { durable: active.write_through }, offset, chain, 0);
+                let op = Op::Write { durable: active.write_through };
+                Next::Submit { op, offset, data_bytes: 0 }
             }
             // Nothing of ours can be waiting to reach a disk that was opened read-only.
-            Request::Flush if self.shared.geometry.read_only => {
-                self.answer(active, chain, STATUS_OK, 0);
-            }
-            Request::Flush => self.submit(Op::Flush, 0, chain, 0),
+            Request::Flush if self.shared.geometry.read_only => Next::Answer { data_bytes: 0 },
+            Request::Flush => Next::Submit { op: Op::Flush, offset: 0, data_bytes: 0 },
             Request::Identify => self.identify(active, chain)?,
-            Request::Discard(extents) => self.begin_ranges(active, chain, extents, true),
-            Request::Zero(extents) => self.begin_ranges(active, chain, extents, false),
-        }
-        Ok(())
+            Request::Discard(extents) => Next::Ranges { extents, discard: true },
+            Request::Zero(extents) => Next::Ranges { extents, discard: false },
+        })
     }
 
-    fn submit(&mut self, op: Op, offset: u64, chain: Chain, data_bytes: u32) {
-        let pending = Pending { chain, data_bytes, rest: Vec::new(), discard: false };
-        self.engine.submit(op, offset, &self.bufs, pending);
-    }
-
-    fn identify(&mut self, active: &mut Active, chain: Chain) -> Result<(), (Chain, RequestError)> {
+    fn identify(&self, active: &Active, chain: &Chain) -> Result<Next, RequestError> {
         let room = chain.writable_len().saturating_sub(1);
         let len = usize::try_from(room).unwrap_or(usize::MAX).min(ID_BYTES);
-        let id = self.shared.id;
-        match chain.write(&active.ram, 0, id.get(..len).unwrap_or(&id)) {
-            Ok(()) => {
-                self.answer(active, chain, STATUS_OK, u32::try_from(len).unwrap_or(0));
-                Ok(())
-            }
-            Err(error) => Err((chain, RequestError::ShortChain(error))),
-        }
+        let id = self.shared.id.get(..len).unwrap_or(&self.shared.id);
+        chain.write(&active.ram, 0, id).map_err(RequestError::ShortChain)?;
+        Ok(Next::Answer { data_bytes: u32::try_from(len).unwrap_or(0) })
     }
 
-    fn begin_ranges(
-        &mut self,
-        active: &mut Active,
-        chain: Chain,
-        mut extents: Vec<Extent>,
-        discard: bool,
-    ) {
-        extents.retain(|extent| extent.len_bytes > 0);
-        extents.reverse();
-        let pending = Pending { chain, data_bytes: 0, rest: extents, discard };
-        if let Some(pending) = self.submit_next_range(pending) {
-            self.answer(active, pending.chain, STATUS_OK, 0);
-        }
-    }
-
-    /// Gives the request back when no range is left.
-    fn submit_next_range(&mut self, mut pending: Pending) -> Option<Pending> {
+    /// Submits a request's next range, or answers it when none is left.
+    fn advance(&mut self, active: &mut Active, mut pending: Pending) {
         let Some(extent) = pending.rest.pop() else {
-            return Some(pending);
+            self.answer(active, pending.chain, STATUS_OK, pending.data_bytes);
+            return;
         };
         let len_bytes = extent.len_bytes;
         let op = if pending.discard {
@@ -299,7 +280,6 @@ impl Worker {
             Op::Zero { len_bytes, unmap: extent.unmap }
         };
         self.engine.submit(op, extent.offset, &[], pending);
-        None
     }
 
     /// Answers what has ended.
@@ -310,11 +290,7 @@ impl Worker {
             // Without a queue the rings were found broken: the request goes nowhere.
             let Some(active) = &mut active else { continue };
             match result {
-                Ok(()) => {
-                    if let Some(pending) = self.submit_next_range(payload) {
-                        self.answer(active, pending.chain, STATUS_OK, pending.data_bytes);
-                    }
-                }
+                Ok(()) => self.advance(active, payload),
                 Err(error) => {
                     let status = RequestError::Disk(error).status();
                     self.answer(active, payload.chain, status, 0);
