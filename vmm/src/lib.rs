@@ -18,6 +18,7 @@ pub mod devices;
 pub mod event;
 pub mod machine;
 pub mod console_tail;
+pub mod disk;
 pub mod jail;
 pub mod kvm;
 pub mod layout;

@@ -4,6 +4,7 @@
 //! changes until then. The transport calls the methods of [`VirtioDevice`] on vCPU threads, one at a time; a device's worker
 //! threads own the queues in between and never wait for a vCPU thread.
 
+pub mod block;
 pub mod chain;
 pub mod interrupt;
 pub mod lifecycle;
