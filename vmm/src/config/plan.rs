@@ -1,0 +1,120 @@
+//! A machine that can be built: every file is open, every size checked, every address placed.
+//!
+//! Invariant: nothing in a [`Plan`] can be refused later because of what the user wrote; building it fails only when the
+//! host does.
+
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A machine to build.
+#[derive(Debug)]
+pub struct Plan {
+    /// Number of vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// Guest RAM in bytes: a multiple of 2 MiB, at least 32 MiB.
+    pub memory_bytes: u64,
+    /// The guest kernel.
+    pub kernel: KernelPlan,
+    /// The initial RAM disk, opened.
+    pub initrd: Option<InputFile>,
+    /// What the user added to the kernel command line.
+    pub append: String,
+    /// Disks in order: the first is the root disk, `/dev/vda`.
+    pub disks: Vec<DiskPlan>,
+    /// virtio-vsock, when asked for.
+    pub vsock: Option<VsockPlan>,
+    /// Where the serial console goes.
+    pub console: ConsolePlan,
+    /// The machine is stopped after this time.
+    pub timeout: Option<Duration>,
+    /// Threads are confined by seccomp filters.
+    pub seccomp: bool,
+    /// How the guest finds its devices.
+    pub tables: Tables,
+}
+
+/// A file opened for reading, with the name to use in messages.
+#[derive(Debug)]
+pub struct InputFile {
+    /// As the user wrote it.
+    pub path: PathBuf,
+    /// Opened read-only.
+    pub file: File,
+    /// Its size when it was opened.
+    pub len_bytes: u64,
+}
+
+/// The guest kernel.
+#[derive(Debug)]
+pub struct KernelPlan {
+    /// The image: its headers are parsed when the machine is built.
+    pub image: InputFile,
+}
+
+/// How the guest finds processors and devices. Never both, because a kernel that reads both probes devices twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tables {
+    /// By the kernel image: the profile its build salt names, or ACPI.
+    Auto,
+    /// MultiProcessor table and `virtio_mmio.device=` on the command line.
+    MpTable,
+    /// Hardware-reduced ACPI.
+    Acpi,
+}
+
+/// One disk.
+#[derive(Debug)]
+pub struct DiskPlan {
+    /// The image as the user wrote it, for messages.
+    pub path: PathBuf,
+    /// The image: opened read-only when `read_only` or when there is an overlay, read-write otherwise, and locked.
+    pub file: File,
+    /// The device is read-only for the guest.
+    pub read_only: bool,
+    /// Size in bytes, a multiple of 512.
+    pub len_bytes: u64,
+    /// Copy-on-write: writes go to this file.
+    pub overlay: Option<OverlayPlan>,
+    /// Limits.
+    pub limits: DiskLimits,
+}
+
+/// Where an overlay disk keeps what the guest wrote.
+#[derive(Debug)]
+pub struct OverlayPlan {
+    /// As the user wrote it, for messages.
+    pub path: PathBuf,
+    /// Opened read-write and locked; may be empty (new).
+    pub file: File,
+}
+
+/// Token-bucket limits of one disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Operations per second.
+    pub ops_per_s: Option<NonZeroU64>,
+    /// Bytes per second.
+    pub bytes_per_s: Option<NonZeroU64>,
+}
+
+/// virtio-vsock.
+#[derive(Debug)]
+pub struct VsockPlan {
+    /// The host socket; guest port N appears at `PATH_N`.
+    pub path: PathBuf,
+    /// The guest's context id, 3 or above.
+    pub guest_cid: u64,
+}
+
+/// Where the serial console goes.
+#[derive(Debug)]
+pub enum ConsolePlan {
+    /// Standard input and output.
+    Stdio,
+    /// Output to a file, no input.
+    File(File),
+    /// The kernel is told of no console; what it prints all the same is kept for messages.
+    None,
+}

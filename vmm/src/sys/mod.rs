@@ -1,0 +1,6 @@
+//! The unsafe floor: system calls that no crate wraps the way the machine needs them.
+
+pub mod console_io;
+pub mod kick;
+pub mod signal;
+pub mod tty;
