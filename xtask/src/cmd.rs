@@ -90,3 +90,8 @@ pub(crate) fn text_of_terminal(command: &mut Command) -> Option<String> {
     let output = command.stdin(Stdio::inherit()).stderr(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
+
+/// Whether cargo knows a further verb, installed beside it.
+pub(crate) fn cargo_has(verb: &str) -> bool {
+    output(cargo().args([verb, "--version"])).is_ok()
+}

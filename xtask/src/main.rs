@@ -1,8 +1,12 @@
 //! Every developer and CI command of openshell-vmm.
 #![forbid(unsafe_code)]
 
+mod binaries;
 mod cmd;
+mod fixtures;
+mod kernel;
 mod lab;
+mod lint;
 mod say;
 mod setup;
 mod verbs;
@@ -22,11 +26,29 @@ struct Arguments {
 enum Verb {
     /// Run a command (or a shell) on an emulated machine with an ordinary /dev/kvm
     Lab(verbs::lab::Arguments),
+    /// Run every test, each on a machine that can run it
+    Test(verbs::test::Arguments),
+    /// Check format, lints, arrows between modules, unsafe code, names and dependencies
+    Lint,
+    /// Set everything up and boot a guest to its shell
+    Demo,
+    /// Build the release archive with checksums
+    Dist,
+    /// Run the fuzz targets
+    Fuzz(verbs::fuzz::Arguments),
+    /// Run a benchmark on this machine and by the lab's instruction clock
+    Bench(verbs::bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
         Verb::Lab(arguments) => verbs::lab::run(arguments),
+        Verb::Test(arguments) => verbs::test::run(&arguments),
+        Verb::Lint => verbs::lint::run(),
+        Verb::Demo => verbs::demo::run(),
+        Verb::Dist => verbs::dist::run(),
+        Verb::Fuzz(arguments) => verbs::fuzz::run(&arguments),
+        Verb::Bench(arguments) => verbs::bench::run(&arguments),
     };
     outcome.unwrap_or_else(|error| {
         say::line(format_args!("error: {error:#}"));

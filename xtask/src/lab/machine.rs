@@ -28,7 +28,7 @@ const CONSOLE_LINES: usize = 40;
 
 enum Event {
     Said(Message),
-    Ended(&'static str),
+    Ended,
     Broken(&'static str, std::io::Error),
 }
 
@@ -89,7 +89,7 @@ impl Run<'_> {
                 }
                 Ok(Event::Said(Message::Exit(number))) => code = Some(number),
                 Ok(Event::Said(Message::Fail(text))) => bail!("the lab's init: {text}"),
-                Ok(Event::Ended(_)) => open -= 1,
+                Ok(Event::Ended) => open -= 1,
                 Ok(Event::Broken(port, error)) => bail!("port {port}: {error}"),
                 Err(RecvTimeoutError::Disconnected) => bail!("the lab closed its ports"),
                 Err(RecvTimeoutError::Timeout) => {
@@ -237,7 +237,7 @@ fn serve_stream(
                 return captured;
             }
         }
-        let _run_is_over = events.send(Event::Ended(name));
+        let _run_is_over = events.send(Event::Ended);
         captured
     })
 }
