@@ -114,7 +114,8 @@ pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, 
     let Slots { mut buses, used, .. } = slots;
     let serial = add_platform(&vm, &mut buses, &marks)?;
 
-    let kernel = Kernel::parse(&plan.kernel.image).map_err(|source| kernel_error(&plan.kernel.image, source))?;
+    let kernel = Kernel::parse(&plan.kernel.image)
+        .map_err(|source| kernel_error(&plan.kernel.image, source))?;
     let tables = kernel.tables(plan.tables);
     let cmdline = cmdline::build(Facts {
         tables,
@@ -202,9 +203,8 @@ fn add_others(
     let mut others = vec![slots.add(Box::new(Rng::new()))?];
     if let Some(plan) = vsock {
         let what = format!("vsock {}", plan.path.display());
-        let vsock = Vsock::new(plan, jail).map_err(|error| {
-            BuildError::Device { what, source: io::Error::other(error) }
-        })?;
+        let vsock = Vsock::new(plan, jail)
+            .map_err(|error| BuildError::Device { what, source: io::Error::other(error) })?;
         others.push(slots.add(Box::new(vsock))?);
     }
     Ok(others)

@@ -2,6 +2,6 @@
 
 pub mod console_io;
 pub mod kick;
+pub mod random;
 pub mod signal;
 pub mod tty;
-pub mod random;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
+use crate::setup::Purpose;
 use crate::{cmd, setup};
 
 /// What a run of the lab wants.
@@ -153,7 +154,7 @@ impl Default for Spec {
 impl Spec {
     /// Starts the lab, runs the command and stops the lab.
     pub(crate) fn run(&self) -> Result<Outcome> {
-        setup::ensure("lab")?;
+        setup::ensure(Purpose::Lab)?;
         machine::run(self, &initramfs::Base::prepare()?)
     }
 
