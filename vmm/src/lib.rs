@@ -13,6 +13,7 @@
 pub mod bus;
 pub mod config;
 pub mod console_tail;
+pub mod explain;
 pub mod jail;
 pub mod layout;
 pub mod memory;
