@@ -17,6 +17,7 @@ pub mod console_tail;
 pub mod devices;
 pub mod disk;
 pub mod event;
+pub mod explain;
 pub mod jail;
 pub mod kvm;
 pub mod layout;

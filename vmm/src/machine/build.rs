@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError, CommandLineError, CpuEntry, Kernel, KernelError};
 use crate::bus::BusError;
-use crate::config::plan::{ConsolePlan, DiskPlan, Plan, Tables, VsockPlan};
+use crate::config::plan::{ConsolePlan, DiskPlan, Plan, VsockPlan};
 use crate::devices::event::EventDevice;
 use crate::devices::i8042::I8042;
 use crate::devices::power::{self, PowerRegisters};
@@ -22,10 +22,9 @@ use crate::layout::{self, MmioSlot};
 use crate::memory::{GuestRam, MemoryError};
 use crate::trace::{Mark, Marks};
 use crate::vcpu::exit::Buses;
-use crate::virtio::block::Block;
+use crate::virtio::block::{Block, BlockError, EngineKind};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
-use crate::virtio::vsock::Vsock;
 use crate::virtio::{Interrupt, VirtioDevice};
 
 use super::cmdline::{self, Facts};
@@ -64,6 +63,9 @@ pub enum BuildError {
     /// Two devices claim one address.
     #[error("devices overlap")]
     Bus(#[source] BusError),
+    /// A disk could not be made.
+    #[error("{0}")]
+    Block(#[source] BlockError),
     /// A device could not be made.
     #[error("cannot make {what}")]
     Device {
@@ -162,13 +164,13 @@ impl Slots<'_> {
         let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
             .map_err(device("an interrupt line"))?;
         self.vm.attach_interrupt(&line, slot.gsi).map_err(BuildError::Kvm)?;
-        let transport =
-            Arc::new(Transport::new(virtio, Arc::clone(self.ram), Interrupt::new(line)));
-        transport
-            .each_doorbell(|queue, doorbell| {
-                self.vm.attach_doorbell(doorbell, slot.base + QUEUE_NOTIFY, u32::from(queue))
-            })
-            .map_err(BuildError::Kvm)?;
+        let mut transport = Transport::new(virtio, Arc::clone(self.ram), Interrupt::new(line));
+        for (queue, doorbell) in transport.doorbells() {
+            self.vm
+                .attach_doorbell(doorbell, slot.base + QUEUE_NOTIFY, u32::from(queue))
+                .map_err(BuildError::Kvm)?;
+        }
+        let transport = Arc::new(transport);
         let registers = Arc::clone(&transport);
         self.buses
             .mmio
@@ -187,9 +189,8 @@ fn add_disks(
 ) -> Result<Vec<Arc<Transport>>, BuildError> {
     let mut disks = Vec::with_capacity(plans.len());
     for (index, plan) in plans.into_iter().enumerate() {
-        let what = format!("disk {}", plan.path.display());
-        let name = format!("blk{index}");
-        let block = Block::new(plan, &name, u16::from(cpus), jail).map_err(device(what))?;
+        let block = Block::new(index, plan, u16::from(cpus), EngineKind::Auto, jail)
+            .map_err(BuildError::Block)?;
         disks.push(slots.add(Box::new(block))?);
     }
     Ok(disks)
@@ -200,13 +201,8 @@ fn add_others(
     vsock: Option<VsockPlan>,
     jail: Jail,
 ) -> Result<Vec<Arc<Transport>>, BuildError> {
-    let mut others = vec![slots.add(Box::new(Rng::new()))?];
-    if let Some(plan) = vsock {
-        let what = format!("vsock {}", plan.path.display());
-        let vsock = Vsock::new(plan, jail)
-            .map_err(|error| BuildError::Device { what, source: io::Error::other(error) })?;
-        others.push(slots.add(Box::new(vsock))?);
-    }
+    let others = vec![slots.add(Box::new(Rng::new()))?];
+    drop((vsock, jail));
     Ok(others)
 }
 

@@ -2,6 +2,8 @@
 
 pub mod console_io;
 pub mod kick;
+pub mod open_file;
 pub mod random;
 pub mod signal;
 pub mod tty;
+pub mod unix_peer;
