@@ -6,6 +6,8 @@
 mod acpi;
 pub mod cmdline;
 mod cpu;
+#[cfg(test)]
+mod image;
 pub mod kernel;
 mod mptable;
 mod params;
@@ -194,3 +196,6 @@ fn write_tables(ram: &GuestRam, setup: &Setup<'_>) -> Result<Option<u64>, BootEr
 fn put(ram: &GuestRam, addr: u64, data: &[u8], what: &'static str) -> Result<(), BootError> {
     ram.write(GuestAddress(addr), data).map_err(|source| BootError::Place { what, source })
 }
+
+#[cfg(test)]
+mod tests;
