@@ -31,6 +31,9 @@ const TASK_SELECTOR: u16 = 0x20;
 /// Null, unused, 64-bit code, data, and a task segment of two entries: flat, present, privilege level 0.
 const GDT: [u64; 6] =
     [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0];
+/// Offset of its last byte.
+const GDT_LIMIT: u16 = 47;
+const _: () = assert!(GDT.len() * 8 == GDT_LIMIT as usize + 1);
 /// The same with 32-bit code, for PVH.
 const GDT_CODE_32: u64 = 0x00cf_9b00_0000_ffff;
 
@@ -77,8 +80,7 @@ impl CpuEntry {
             *segment = data_segment();
         }
         sregs.tr = task_segment();
-        sregs.gdt =
-            kvm_dtable { base: place::GDT, limit: (GDT.len() * 8 - 1) as u16, padding: [0; 3] };
+        sregs.gdt = kvm_dtable { base: place::GDT, limit: GDT_LIMIT, padding: [0; 3] };
         // No handler: an exception before the kernel has its own ends the machine as a triple fault.
         sregs.idt = kvm_dtable::default();
         match self.mode {
@@ -120,10 +122,11 @@ pub(super) fn write_page_tables(ram: &GuestRam, end: GuestAddress) -> Result<u64
         if gib < directories {
             (directories_at + gib * PAGE_BYTES) | PRESENT_WRITABLE
         } else {
-            gib * GIB | PRESENT_WRITABLE | LARGE_PAGE
+            (gib * GIB) | PRESENT_WRITABLE | LARGE_PAGE
         }
     });
-    let pages = (0..directories * ENTRIES).map(|page| page * MIB_2 | PRESENT_WRITABLE | LARGE_PAGE);
+    let pages =
+        (0..directories * ENTRIES).map(|page| (page * MIB_2) | PRESENT_WRITABLE | LARGE_PAGE);
     put_entries(ram, place::PAGE_TABLES, [pointers_at | PRESENT_WRITABLE])?;
     put_entries(ram, pointers_at, pointers)?;
     put_entries(ram, directories_at, pages)?;

@@ -3,8 +3,11 @@
 //! Invariant: everything written here lies inside guest RAM and outside the kernel, and the pages touched are few, because each
 //! first touch is a page fault. Nothing here calls KVM: the result is plain data. Runs once, on the main thread.
 
+mod acpi;
 pub mod cmdline;
 mod cpu;
+#[cfg(test)]
+mod image;
 pub mod kernel;
 mod mptable;
 mod params;
@@ -39,6 +42,8 @@ mod place {
     pub(super) const LONG_COMMAND_LINE: u64 = 0x2_0000;
     /// End of RAM that a BIOS would leave to the kernel; the MultiProcessor table follows.
     pub(super) const LOW_RAM_END: u64 = 0x9_fc00;
+    /// The ACPI tables, in the area that a BIOS would be in.
+    pub(super) const ACPI: u64 = 0xe_0000;
     /// RAM again.
     pub(super) const EXTENDED_RAM: u64 = 0x10_0000;
 }
@@ -56,6 +61,8 @@ pub struct Setup<'a> {
     pub tables: Tables,
     /// The virtio-mmio transports, for the ACPI tables.
     pub devices: &'a [MmioSlot],
+    /// Whether the ACPI tables list the serial port, without which a kernel that reads them has no console there.
+    pub serial: bool,
     /// Fresh random bytes for the guest's random number generator.
     pub rng_seed: [u8; 32],
 }
@@ -177,11 +184,18 @@ fn place_initrd(ram: &GuestRam, loaded: &Loaded, initrd: &InputFile) -> Result<P
 
 /// Gives the address of the ACPI root pointer when there is one.
 fn write_tables(ram: &GuestRam, setup: &Setup<'_>) -> Result<Option<u64>, BootError> {
-    let bytes = mptable::build(setup.cpus);
-    put(ram, place::LOW_RAM_END, &bytes, "MultiProcessor table")?;
-    Ok(None)
+    if setup.tables == Tables::MpTable {
+        put(ram, place::LOW_RAM_END, &mptable::build(setup.cpus), "MultiProcessor table")?;
+        return Ok(None);
+    }
+    let tables = acpi::build(setup.cpus, setup.devices, setup.serial);
+    put(ram, place::ACPI, &tables, "ACPI tables")?;
+    Ok(Some(place::ACPI))
 }
 
 fn put(ram: &GuestRam, addr: u64, data: &[u8], what: &'static str) -> Result<(), BootError> {
     ram.write(GuestAddress(addr), data).map_err(|source| BootError::Place { what, source })
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,9 @@
 
 use crate::memory::GuestRam;
 
-use super::{BootError, Loaded, PAGE_BYTES, Placed, place, put};
+use super::{BootError, Loaded, Placed, place, put};
 
+const ZERO_PAGE_BYTES: usize = 4096;
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 const SETUP_DATA_RNG_SEED: u32 = 9;
@@ -160,11 +161,11 @@ fn low32(value: u64) -> [u8; 4] {
     u32::try_from(value).expect("boot structures and initrd are below 4 GiB").to_le_bytes()
 }
 
-struct Page([u8; PAGE_BYTES as usize]);
+struct Page([u8; ZERO_PAGE_BYTES]);
 
 impl Page {
     fn new() -> Self {
-        Self([0; PAGE_BYTES as usize])
+        Self([0; ZERO_PAGE_BYTES])
     }
 
     fn set(&mut self, offset: usize, bytes: &[u8]) {

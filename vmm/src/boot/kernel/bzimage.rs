@@ -55,7 +55,7 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
     if addr < place::EXTENDED_RAM || addr.checked_add(mem_len).is_none_or(|end| end > HOLE_START) {
         return bad("preferred address (must be from 1 MiB to 3 GiB)", addr);
     }
-    Kernel {
+    Ok(Kernel {
         entry: Entry::Linux64 { rip: addr + ENTRY_64 },
         pvh: None,
         segments: vec![Segment { offset, file_len, addr, mem_len }],
@@ -63,8 +63,7 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
         setup_header: Some(setup_header(source, &head)?),
         cmdline_max: cmdline_max(&head),
         initrd_end: (u64::from(u32_at(&head, 0x22c)) + 1).min(HOLE_START),
-    }
-    .checked()
+    })
 }
 
 /// From 0x1f1 to where the jump at 0x200 goes, which is after the header's last field.

@@ -4,7 +4,7 @@
 //! only when that is in no segment, or when the file is 32-bit, does the PVH note count. System V ABI, chapter 4 and 5.
 
 use super::notes::Notes;
-use super::{Entry, Kernel, KernelError, Segment, Source, u16_at, u32_at, u64_at};
+use super::{Entry, Kernel, KernelError, Segment, Source, arrange, u16_at, u32_at, u64_at};
 use crate::boot::cmdline;
 use crate::layout::HOLE_START;
 
@@ -43,17 +43,17 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
             _ => {}
         }
     }
+    let arranged = arrange(segments.clone())?;
     let entry = choose_entry(&header, &segments, &virtual_starts, &notes)?;
-    Kernel {
+    Ok(Kernel {
         entry,
         pvh: notes.pvh.filter(|&pvh| segments.iter().any(|segment| has(segment, pvh))),
-        segments,
+        segments: arranged,
         profile: notes.profile,
         setup_header: None,
         cmdline_max: cmdline::DEFAULT_MAX,
         initrd_end: HOLE_START,
-    }
-    .checked()
+    })
 }
 
 /// Prefers the 64-bit entry: a kernel started there need not build page tables and change modes.
@@ -63,9 +63,6 @@ fn choose_entry(
     virtual_starts: &[u64],
     notes: &Notes,
 ) -> Result<Entry, KernelError> {
-    if segments.is_empty() {
-        return Err(KernelError::NoSegments);
-    }
     let start = header.entry;
     if header.class == Class::Bits64 {
         if segments.iter().any(|segment| has(segment, start)) {

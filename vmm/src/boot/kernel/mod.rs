@@ -248,21 +248,21 @@ impl Kernel {
             initrd_end: self.initrd_end,
         })
     }
+}
 
-    /// Puts parsed parts together once their segments are checked against each other.
-    fn checked(mut self) -> Result<Self, KernelError> {
-        self.segments.sort_by_key(|segment| segment.addr);
-        let first = self.segments.first().ok_or(KernelError::NoSegments)?;
-        if first.addr < place::EXTENDED_RAM {
-            return Err(KernelError::TooLow { addr: first.addr });
-        }
-        for pair in self.segments.windows(2) {
-            if pair[0].end() > pair[1].addr {
-                return Err(KernelError::Overlap { first: pair[0].addr, second: pair[1].addr });
-            }
-        }
-        Ok(self)
+/// Sorts segments by address once they are checked against each other.
+fn arrange(mut segments: Vec<Segment>) -> Result<Vec<Segment>, KernelError> {
+    segments.sort_by_key(|segment| segment.addr);
+    let first = segments.first().ok_or(KernelError::NoSegments)?;
+    if first.addr < place::EXTENDED_RAM {
+        return Err(KernelError::TooLow { addr: first.addr });
     }
+    for pair in segments.windows(2) {
+        if pair[0].end() > pair[1].addr {
+            return Err(KernelError::Overlap { first: pair[0].addr, second: pair[1].addr });
+        }
+    }
+    Ok(segments)
 }
 
 fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
@@ -416,3 +416,6 @@ fn u64_at(bytes: &[u8], offset: usize) -> u64 {
 fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     bytes[offset..offset + N].try_into().expect("a slice of N bytes")
 }
+
+#[cfg(test)]
+mod tests;
