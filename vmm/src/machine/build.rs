@@ -136,6 +136,7 @@ pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, 
         initrd: plan.initrd.as_ref(),
         tables,
         devices: &used,
+        serial: true,
         rng_seed: rng_seed().map_err(device("the guest's random seed"))?,
     };
     let entry = boot::prepare(&ram, &loaded, &setup).map_err(BuildError::Boot)?;
