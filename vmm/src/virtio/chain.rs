@@ -138,7 +138,7 @@ fn each_piece(
         }
         let room = usize::try_from(segment_len - skip).unwrap_or(usize::MAX);
         let take = room.min(len - done);
-        let addr = GuestAddress(segment.addr.0.wrapping_add(skip));
+        let addr = GuestAddress(segment.addr.0.saturating_add(skip));
         copy(addr, done..done + take).map_err(ChainError::Memory)?;
         done += take;
         skip = 0;
