@@ -93,3 +93,32 @@ impl Interrupt {
         drop(self.0.line.write(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_sets_its_bit_and_raises_the_line() {
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let same = interrupt.clone();
+        for (raise, status, failed) in [
+            (Interrupt::raise_queue as fn(&Interrupt), 1, false),
+            (Interrupt::raise_config, 2, false),
+            (Interrupt::fail_device, 2, true),
+        ] {
+            raise(&same);
+            assert_eq!((interrupt.status(), interrupt.device_failed()), (status, failed));
+            assert_eq!(interrupt.line().read().unwrap(), 1);
+            interrupt.acknowledge(!status);
+            assert_eq!(interrupt.status(), status, "only what is acknowledged goes");
+            interrupt.acknowledge(status);
+            assert_eq!(interrupt.status(), 0);
+        }
+        assert_eq!(interrupt.config_generation(), 1);
+        assert!(interrupt.device_failed(), "an acknowledgement does not mend the device");
+        interrupt.raise_queue();
+        interrupt.clear();
+        assert_eq!((interrupt.status(), interrupt.device_failed()), (0, false));
+    }
+}

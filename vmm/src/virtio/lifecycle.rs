@@ -294,3 +294,203 @@ fn with_half(value: u64, half: Half, bits: u32) -> u64 {
     };
     u64::from(high) << 32 | u64::from(low)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const F_OFFERED: u64 = 1 << 5 | 1 << 29;
+
+    fn lifecycle() -> Lifecycle {
+        Lifecycle::new(F_OFFERED, &[256, 64])
+    }
+
+    /// A device whose driver has written `statuses`, with acceptable features once they may be written.
+    fn after(statuses: &[u8]) -> Lifecycle {
+        let mut lifecycle = lifecycle();
+        for &status in statuses {
+            drop(lifecycle.write_status(status));
+            if lifecycle.status() == 3 {
+                lifecycle.write_driver_features(1, 1);
+            }
+        }
+        lifecycle
+    }
+
+    #[test]
+    fn each_status_write_from_each_state() {
+        // (writes before, write, status after, whether it activates)
+        let rows: &[(&[u8], u8, u8, bool)] = &[
+            (&[], 1, 1, false),
+            (&[], 2, 0, false),
+            (&[], 3, 3, false),
+            (&[], 4, 0, false),
+            (&[], 8, 0, false),
+            // Features were not written, so that VERSION_1 is missing.
+            (&[], 15, 3, false),
+            (&[], 16, 0, false),
+            (&[], 128, 128, false),
+            (&[1], 1, 1, false),
+            (&[1], 3, 3, false),
+            (&[1], 2, 1, false),
+            (&[1], 9, 1, false),
+            (&[1], 5, 1, false),
+            (&[1, 3], 11, 11, false),
+            (&[1, 3], 7, 3, false),
+            (&[1, 3], 15, 15, true),
+            (&[1, 3], 1, 3, false),
+            (&[1, 3, 11], 15, 15, true),
+            (&[1, 3, 11], 15 | 64, 15, true),
+            (&[1, 3, 11], 7, 11, false),
+            (&[1, 3, 11], 15 | 32, 11, false),
+            (&[1, 3, 11], 11 | 128, 11 | 128, false),
+            (&[1, 3, 11, 15], 15, 15, false),
+            (&[1, 3, 11, 15], 15 | 64, 15, false),
+            (&[1, 3, 11, 15], 11, 15, false),
+            (&[1, 3, 11, 15], 15 | 128, 15 | 128, false),
+            (&[128], 129, 128, false),
+            (&[1, 3, 11, 11 | 128], 15 | 128, 11 | 128, false),
+            // DRIVER_OK and giving up at once: the device is not started.
+            (&[1, 3, 11], 15 | 128, 15 | 128, false),
+        ];
+        for &(before, write, status, activates) in rows {
+            let mut lifecycle = after(before);
+            let transition = lifecycle.write_status(write);
+            assert_eq!(lifecycle.status(), status, "{before:?} {write:#x}");
+            assert_eq!(
+                matches!(transition, Transition::Activate(_)),
+                activates,
+                "{before:?} {write}"
+            );
+            assert_ne!(transition, Transition::Reset);
+            assert_eq!(lifecycle.write_status(0), Transition::Reset);
+            assert_eq!((lifecycle.status(), lifecycle.driver_features()), (0, 0));
+            assert!(lifecycle.queues().iter().all(|queue| *queue == QueueSetup::default()));
+        }
+    }
+
+    #[test]
+    fn features_are_offered_in_windows_and_taken_only_when_known_with_version_1() {
+        let offered = [1 << 5 | 1 << 29, 1, 0, 0];
+        for (window, want) in (0..).zip(offered) {
+            assert_eq!(lifecycle().device_features(window), want);
+        }
+        for (low, high, accepted) in [
+            (0, 1, true),
+            (1 << 5, 1, true),
+            (1 << 5 | 1 << 29, 1, true),
+            (1 << 5, 0, false),
+            (1 << 6, 1, false),
+            (0, 3, false),
+        ] {
+            let mut lifecycle = lifecycle();
+            drop(lifecycle.write_status(3));
+            lifecycle.write_driver_features(0, low);
+            lifecycle.write_driver_features(1, high);
+            drop(lifecycle.write_status(11));
+            assert_eq!(lifecycle.has(FEATURES_OK), accepted, "{low:#x} {high:#x}");
+            assert_eq!(lifecycle.refused_writes(), u64::from(!accepted));
+        }
+    }
+
+    #[test]
+    fn features_are_written_only_between_driver_and_features_ok() {
+        for (before, open) in [
+            (&[][..], false),
+            (&[1], false),
+            (&[1, 3], true),
+            (&[1, 3, 11], false),
+            (&[3, 11, 15], false),
+        ] {
+            let mut lifecycle = after(before);
+            let old = lifecycle.driver_features();
+            lifecycle.write_driver_features(0, 1 << 29);
+            let want = if open { old | 1 << 29 } else { old };
+            assert_eq!(lifecycle.driver_features(), want, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn queues_are_set_up_only_between_features_ok_and_driver_ok() {
+        for (before, open) in [
+            (&[][..], false),
+            (&[1, 3], false),
+            (&[1, 3, 11], true),
+            (&[1, 3, 11, 11 | 128], false),
+            (&[1, 3, 11, 15], false),
+        ] {
+            let mut lifecycle = after(before);
+            lifecycle.write_queue_size(1, 32);
+            lifecycle.write_queue_address(1, Ring::Desc, Half::Low, 0x1000);
+            lifecycle.write_queue_address(1, Ring::Desc, Half::High, 1);
+            lifecycle.write_queue_address(1, Ring::Avail, Half::Low, 0x2000);
+            lifecycle.write_queue_address(1, Ring::Used, Half::Low, 0x3000);
+            lifecycle.write_queue_ready(1, 1);
+            let config = QueueConfig { size: 32, desc: 0x1_0000_1000, avail: 0x2000, used: 0x3000 };
+            let want =
+                if open { QueueSetup { config, ready: true } } else { QueueSetup::default() };
+            assert_eq!(lifecycle.queues(), [QueueSetup::default(), want], "{before:?}");
+            assert_eq!(lifecycle.refused_writes() == 0, open);
+            if open {
+                let frozen = lifecycle.write_status(15);
+                let queues = vec![None, Some(config)];
+                assert_eq!(frozen, Transition::Activate(Frozen { features: F_VERSION_1, queues }));
+            }
+        }
+    }
+
+    #[test]
+    fn a_ready_queue_is_closed_until_it_is_disabled() {
+        let mut lifecycle = after(&[1, 3, 11]);
+        lifecycle.write_queue_ready(0, 1);
+        assert!(!lifecycle.queue_ready(0), "a queue without a size is not enabled");
+        for (value, size) in [(3, 0), (0, 0), (512, 0), (65536 + 8, 0), (256, 256), (8, 8)] {
+            lifecycle.write_queue_size(0, value);
+            assert_eq!(lifecycle.queues()[0].config.size, size);
+        }
+        lifecycle.write_queue_ready(0, 2);
+        assert!(!lifecycle.queue_ready(0));
+        lifecycle.write_queue_ready(0, 1);
+        lifecycle.write_queue_size(0, 16);
+        lifecycle.write_queue_address(0, Ring::Used, Half::Low, 1);
+        assert_eq!(lifecycle.queues()[0].config, QueueConfig { size: 8, ..QueueConfig::default() });
+        lifecycle.write_queue_ready(0, 0);
+        lifecycle.write_queue_size(0, 16);
+        assert_eq!(lifecycle.queues()[0].config.size, 16);
+        for index in [2, 65536, u32::MAX] {
+            lifecycle.write_queue_size(index, 8);
+            lifecycle.write_queue_ready(index, 1);
+            assert!(!lifecycle.queue_ready(index) && lifecycle.queue_max_size(index) == 0);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_changes_between_driver_ok_and_reset(
+            writes in proptest::collection::vec((0..6_u8, 0..4_u32, any::<u32>()), 0..64),
+        ) {
+            let mut lifecycle = after(&[1, 3, 11]);
+            lifecycle.write_queue_size(0, 64);
+            lifecycle.write_queue_ready(0, 1);
+            let Transition::Activate(frozen) = lifecycle.write_status(15) else {
+                return Err(TestCaseError::fail("the set-up is valid"));
+            };
+            for (kind, index, value) in writes {
+                match kind {
+                    0 => lifecycle.write_queue_size(index, value),
+                    1 => lifecycle.write_queue_ready(index, value & 1),
+                    2 => lifecycle.write_queue_address(index, Ring::Used, Half::High, value),
+                    3 => lifecycle.write_queue_address(index, Ring::Desc, Half::Low, value),
+                    4 => lifecycle.write_driver_features(index, value),
+                    _ => {
+                        let status = value.to_le_bytes()[0].max(1);
+                        prop_assert_eq!(lifecycle.write_status(status), Transition::None);
+                    }
+                }
+                prop_assert_eq!(&lifecycle.freeze(), &frozen);
+            }
+        }
+    }
+}
