@@ -13,9 +13,11 @@
 pub mod bus;
 pub mod config;
 pub mod console_tail;
+pub mod doctor;
 pub mod explain;
 pub mod jail;
 pub mod layout;
 pub mod memory;
+pub mod report;
 pub mod sys;
 pub mod virtio;

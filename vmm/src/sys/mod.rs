@@ -2,5 +2,6 @@
 
 #![expect(unsafe_code, reason = "system calls that no crate wraps")]
 
+pub mod clock;
 pub mod open_file;
 pub mod unix_peer;
