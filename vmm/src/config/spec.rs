@@ -48,6 +48,15 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// Reads a number of CPUs.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`].
+    pub fn parse_cpus(text: &str) -> Result<u64, SpecError> {
+        text.parse()
+            .map_err(|_| SpecError::value("--cpus", text.as_ref(), "not a whole number".to_owned()))
+    }
+
     /// This specification with `file` filling in what it does not say. Disks are taken from one side as a whole, because the
     /// order decides which one is the root disk.
     #[must_use]
