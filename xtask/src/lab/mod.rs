@@ -153,7 +153,7 @@ impl Default for Spec {
 impl Spec {
     /// Starts the lab, runs the command and stops the lab.
     pub(crate) fn run(&self) -> Result<Outcome> {
-        setup::ensure("lab")?;
+        setup::ensure(setup::Purpose::Lab)?;
         machine::run(self, &initramfs::Base::prepare()?)
     }
 

@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_mins(4);
 
 /// Runs the verb.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::ensure("demo")?;
+    setup::ensure(setup::Purpose::Lab)?;
     let fixtures = Fixtures::for_demo()?;
     let refusal = host_refusal(&fixtures.path("openshell-vmm"))?;
     if let Some(reason) = &refusal {

@@ -5,11 +5,10 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::{binaries, cmd, kernel, say, setup};
+use crate::{binaries, cmd, kernel, say};
 
 /// Runs the verb: `target/dist/openshell-vmm-VERSION-x86_64-linux.tar.gz` and its checksum.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::ensure("dist")?;
     let name = format!("openshell-vmm-{}-x86_64-linux", env!("CARGO_PKG_VERSION"));
     let dist = cmd::target().join("dist");
     let place = dist.join(&name);
@@ -19,7 +18,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     std::fs::create_dir_all(&place)?;
     copy(&binaries::vmm()?, &place.join("openshell-vmm"))?;
-    copy(&kernel::build("sandbox")?.vmlinux, &place.join("vmlinux"))?;
+    copy(&kernel::build(kernel::Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
     for text in ["LICENSE", "README.md", "CHANGELOG.md"] {
         let from = cmd::workspace().join(text);
         if from.is_file() {

@@ -20,7 +20,7 @@ const CHECKS: [Check; 6] = [
 
 /// Runs the verb: every check, also when one before it failed.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::ensure("build")?;
+    setup::ensure(setup::Purpose::Lint)?;
     let mut failed = Vec::new();
     for (what, check) in CHECKS {
         if let Err(error) = say::step(what, check) {
