@@ -208,7 +208,8 @@ fn library_of(line: &str) -> Option<&str> {
 fn terminal_size() -> Option<(u16, u16)> {
     let text = cmd::text_of_terminal(Command::new("stty").arg("size"))?;
     let (rows, columns) = text.trim().split_once(' ')?;
-    Some((rows.parse().ok()?, columns.parse().ok()?))
+    let (rows, columns): (u16, u16) = (rows.parse().ok()?, columns.parse().ok()?);
+    (rows != 0 && columns != 0).then_some((rows, columns))
 }
 
 #[cfg(test)]
