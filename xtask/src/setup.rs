@@ -67,7 +67,7 @@ const TABLE: &[Needs] = &[
     },
     Needs {
         purpose: Purpose::Lab,
-        debian: &["qemu-system-x86", "busybox-static", "cpio", "kmod"],
+        debian: &["qemu-system-x86", "busybox-static", "cpio", "e2fsprogs", "kmod"],
         unpacked: &["linux-image-amd64"],
         cargo: &[],
     },

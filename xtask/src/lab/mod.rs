@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use crate::setup::Purpose;
 use crate::{cmd, setup};
 
 /// What a run of the lab wants.
@@ -154,7 +153,7 @@ impl Default for Spec {
 impl Spec {
     /// Starts the lab, runs the command and stops the lab.
     pub(crate) fn run(&self) -> Result<Outcome> {
-        setup::ensure(Purpose::Lab)?;
+        setup::ensure(setup::Purpose::Lab)?;
         machine::run(self, &initramfs::Base::prepare()?)
     }
 
@@ -209,7 +208,8 @@ fn library_of(line: &str) -> Option<&str> {
 fn terminal_size() -> Option<(u16, u16)> {
     let text = cmd::text_of_terminal(Command::new("stty").arg("size"))?;
     let (rows, columns) = text.trim().split_once(' ')?;
-    Some((rows.parse().ok()?, columns.parse().ok()?))
+    let (rows, columns): (u16, u16) = (rows.parse().ok()?, columns.parse().ok()?);
+    (rows != 0 && columns != 0).then_some((rows, columns))
 }
 
 #[cfg(test)]

@@ -37,15 +37,16 @@ const REFUSED: [(&str, &[&str], &str); 3] = [
 ];
 
 /// The modules of the VMM from the top down. A module may use those of the layers below it.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["main", "cli"],
     &["machine"],
     &["boot", "vcpu", "control", "snapshot", "doctor"],
     &["devices", "virtio"],
     &["bus", "disk", "net", "event"],
-    &["memory", "kvm", "jail"],
+    &["kvm", "jail"],
+    &["memory"],
     // Plain values and the floor: none of these uses another module of ours.
-    &["config", "layout", "sys", "metrics", "console_tail"],
+    &["config", "layout", "sys", "metrics", "trace", "console_tail"],
 ];
 
 /// Arrows within a layer or up, each with its reason.

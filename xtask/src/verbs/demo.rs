@@ -12,7 +12,6 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::test::{fixtures_share, host_refusal};
 use crate::fixtures::Fixtures;
 use crate::lab::{Output, Spec};
-use crate::setup::Purpose;
 use crate::{say, setup};
 
 const SCRIPT: &str = include_str!("demo.sh");
@@ -22,7 +21,7 @@ const DEADLINE: Duration = Duration::from_mins(4);
 
 /// Runs the verb.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::ensure(Purpose::Tests)?;
+    setup::ensure(setup::Purpose::Lab)?;
     let fixtures = Fixtures::for_demo()?;
     let refusal = host_refusal(&fixtures.path("openshell-vmm"))?;
     if let Some(reason) = &refusal {

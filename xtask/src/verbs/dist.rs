@@ -5,7 +5,6 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::kernel::Profile;
 use crate::{binaries, cmd, kernel, say};
 
 /// Runs the verb: `target/dist/openshell-vmm-VERSION-x86_64-linux.tar.gz` and its checksum.
@@ -19,7 +18,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     std::fs::create_dir_all(&place)?;
     copy(&binaries::vmm()?, &place.join("openshell-vmm"))?;
-    copy(&kernel::build(Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
+    copy(&kernel::build(kernel::Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
     for text in ["LICENSE", "README.md", "CHANGELOG.md"] {
         let from = cmd::workspace().join(text);
         if from.is_file() {

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::lint::{arrows, deny, names, unsafety};
-use crate::setup::Purpose;
 use crate::{cmd, say, setup};
 
 type Check = (&'static str, fn() -> Result<()>);
@@ -21,7 +20,7 @@ const CHECKS: [Check; 6] = [
 
 /// Runs the verb: every check, also when one before it failed.
 pub(crate) fn run() -> Result<ExitCode> {
-    setup::ensure(Purpose::Lint)?;
+    setup::ensure(setup::Purpose::Lint)?;
     let mut failed = Vec::new();
     for (what, check) in CHECKS {
         if let Err(error) = say::step(what, check) {
