@@ -65,16 +65,6 @@ pub(crate) fn target() -> PathBuf {
         .map_or_else(|| workspace().join("target"), |path| workspace().join(path))
 }
 
-/// Where things are kept that outlive the target directory and are shared between clones.
-pub(crate) fn cache() -> Result<PathBuf> {
-    let base = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-        (Some(cache), _) if !cache.is_empty() => PathBuf::from(cache),
-        (_, Some(home)) if !home.is_empty() => PathBuf::from(home).join(".cache"),
-        _ => bail!("neither XDG_CACHE_HOME nor HOME is set: no place for the cache"),
-    };
-    Ok(base.join("openshell-vmm"))
-}
-
 fn line(command: &Command) -> String {
     let mut text = format!("`{}", command.get_program().to_string_lossy());
     for argument in command.get_args() {

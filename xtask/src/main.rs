@@ -24,6 +24,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Install what development needs, or print the command that does
+    Setup(setup::Args),
+    /// Build the guest kernels, or find them in the cache
+    Kernel(kernel::Args),
     /// Run a command (or a shell) on an emulated machine with an ordinary /dev/kvm
     Lab(verbs::lab::Arguments),
     /// Run every test, each on a machine that can run it
@@ -42,6 +46,8 @@ enum Verb {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().verb {
+        Verb::Setup(arguments) => setup::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Verb::Kernel(arguments) => kernel::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Lab(arguments) => verbs::lab::run(arguments),
         Verb::Test(arguments) => verbs::test::run(&arguments),
         Verb::Lint => verbs::lint::run(),

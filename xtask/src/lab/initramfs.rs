@@ -44,7 +44,7 @@ impl Base {
         let version = modules::version_of(&tree)?;
         let vmlinuz = tree.join("boot").join(format!("vmlinuz-{version}"));
         let busybox = cmd::require("busybox", "busybox-static")?;
-        let directory = cmd::cache()?.join("lab").join(key(&[&vmlinuz, &busybox])?);
+        let directory = setup::cache_dir()?.join("lab").join(key(&[&vmlinuz, &busybox])?);
         let base = |directory: &Path| -> Result<Self> {
             Ok(Self {
                 vmlinux: directory.join("vmlinux"),
