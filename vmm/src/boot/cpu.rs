@@ -5,6 +5,7 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+use crate::layout::HOLE_START;
 use crate::memory::{GuestAddress, GuestRam};
 
 use super::{BootError, PAGE_BYTES, place, put};
@@ -111,25 +112,27 @@ pub(super) fn write_gdt(ram: &GuestRam, entry: &CpuEntry) -> Result<(), BootErro
 
 /// Maps the first 4 GiB to themselves and gives CR3.
 ///
-/// Up to `end`, which is what the boot protocol asks for, by pages of 2 MiB, which every processor has. What follows is mapped by
-/// entries of 1 GiB, for guests that want to reach devices before they have page tables of their own: those take no page of RAM,
-/// and a processor without such pages faults only when it uses one.
+/// By pages of 2 MiB, which every processor has: all up to `end`, which is what the boot protocol asks for, and the GiB of the
+/// device registers, for bare-metal guests. What lies between is mapped by entries of 1 GiB: those take no page of RAM, and a
+/// processor without such pages faults only when it uses one.
 pub(super) fn write_page_tables(ram: &GuestRam, end: GuestAddress) -> Result<u64, BootError> {
-    let directories = end.0.div_ceil(GIB).clamp(1, 4);
+    const DEVICES_GIB: u64 = HOLE_START / GIB;
     let pointers_at = place::PAGE_TABLES + PAGE_BYTES;
-    let directories_at = pointers_at + PAGE_BYTES;
-    let pointers = (0..4).map(|gib| {
-        if gib < directories {
-            (directories_at + gib * PAGE_BYTES) | PRESENT_WRITABLE
-        } else {
-            (gib * GIB) | PRESENT_WRITABLE | LARGE_PAGE
+    let mut next_directory = pointers_at + PAGE_BYTES;
+    let mut pointers = Vec::new();
+    for gib in 0..=DEVICES_GIB {
+        let start = gib * GIB;
+        if start != 0 && start >= end.0 && gib != DEVICES_GIB {
+            pointers.push(start | PRESENT_WRITABLE | LARGE_PAGE);
+            continue;
         }
-    });
-    let pages =
-        (0..directories * ENTRIES).map(|page| (page * MIB_2) | PRESENT_WRITABLE | LARGE_PAGE);
-    put_entries(ram, place::PAGE_TABLES, [pointers_at | PRESENT_WRITABLE])?;
+        let pages = (0..ENTRIES).map(|page| (start + page * MIB_2) | PRESENT_WRITABLE | LARGE_PAGE);
+        put_entries(ram, next_directory, pages)?;
+        pointers.push(next_directory | PRESENT_WRITABLE);
+        next_directory += PAGE_BYTES;
+    }
     put_entries(ram, pointers_at, pointers)?;
-    put_entries(ram, directories_at, pages)?;
+    put_entries(ram, place::PAGE_TABLES, [pointers_at | PRESENT_WRITABLE])?;
     Ok(place::PAGE_TABLES)
 }
 

@@ -86,8 +86,8 @@ pub enum BootError {
     },
     /// There is no room between the kernel and the end of low RAM.
     #[error(
-        "initrd {path} of {len_bytes} bytes does not fit: the kernel ends at {kernel_end:#x} and memory for it at {ram_end:#x} \
-         (give the machine more memory)"
+        "initrd {path} of {len_bytes} bytes does not fit between the kernel's end at {kernel_end:#x} and the end of its \
+         memory at {ram_end:#x}: give the machine more memory"
     )]
     InitrdTooLarge {
         /// As the user wrote it.

@@ -34,6 +34,8 @@ mod at {
     pub(super) const E820_TABLE: usize = 0x2d0;
 }
 
+const NOWHERE: Placed = Placed { addr: 0, len: 0 };
+
 /// What the parameters say.
 pub(super) struct Facts<'a> {
     pub(super) ram: &'a GuestRam,
@@ -66,10 +68,10 @@ impl Facts<'_> {
         page.set(at::TYPE_OF_LOADER, &[LOADER_UNDEFINED]);
         page.set(at::CMD_LINE_PTR, &low32(self.cmdline.addr));
         page.set(at::SETUP_DATA, &place::SETUP_DATA.to_le_bytes());
-        if let Some(initrd) = self.initrd {
-            page.set(at::RAMDISK_IMAGE, &low32(initrd.addr));
-            page.set(at::RAMDISK_SIZE, &low32(initrd.len));
-        }
+        // Written without an initrd too: a file's header may hold anything there.
+        let initrd = self.initrd.unwrap_or(NOWHERE);
+        page.set(at::RAMDISK_IMAGE, &low32(initrd.addr));
+        page.set(at::RAMDISK_SIZE, &low32(initrd.len));
         if let Some(rsdp) = self.rsdp {
             page.set(at::ACPI_RSDP_ADDR, &rsdp.to_le_bytes());
         }
@@ -119,7 +121,7 @@ impl Facts<'_> {
         info.extend_from_slice(&entries.to_le_bytes());
         info.extend_from_slice(&low32(map.len() as u64));
         info.extend_from_slice(&0u32.to_le_bytes());
-        let initrd = self.initrd.unwrap_or(Placed { addr: 0, len: 0 });
+        let initrd = self.initrd.unwrap_or(NOWHERE);
         for value in [initrd.addr, initrd.len, 0, 0] {
             info.extend_from_slice(&value.to_le_bytes());
         }

@@ -52,8 +52,11 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
     source.check("compressed kernel", offset, payload.saturating_sub(15))?;
     let addr = u64_at(&head, 0x258);
     let mem_len = u64::from(u32_at(&head, 0x260)).max(file_len);
-    if addr < place::EXTENDED_RAM || addr.checked_add(mem_len).is_none_or(|end| end > HOLE_START) {
-        return bad("preferred address (must be from 1 MiB to 3 GiB)", addr);
+    if addr < place::EXTENDED_RAM {
+        return Err(KernelError::TooLow { addr });
+    }
+    if addr.checked_add(mem_len).is_none_or(|end| end > HOLE_START) {
+        return Err(KernelError::TooHigh { addr, mem_len });
     }
     Ok(Kernel {
         entry: Entry::Linux64 { rip: addr + ENTRY_64 },

@@ -220,10 +220,7 @@ impl Program {
             });
         }
         if self.addr.checked_add(self.mem_len).is_none_or(|end| end > HOLE_START) {
-            return Err(KernelError::Header {
-                what: "size or address of a segment (must end below 3 GiB), size",
-                value: self.mem_len,
-            });
+            return Err(KernelError::TooHigh { addr: self.addr, mem_len: self.mem_len });
         }
         source.check("a segment", self.offset, self.file_len)?;
         Ok(Segment {

@@ -150,6 +150,14 @@ pub enum KernelError {
         /// Guest-physical start.
         addr: u64,
     },
+    /// A segment is huge, or lies where no RAM can be below 4 GiB.
+    #[error("has a segment of {mem_len:#x} bytes at {addr:#x}, it must end below 3 GiB")]
+    TooHigh {
+        /// Guest-physical start.
+        addr: u64,
+        /// Size in memory.
+        mem_len: u64,
+    },
     /// Its first instruction is not part of it.
     #[error("starts at {entry:#x}, which is in none of its segments")]
     EntryOutside {

@@ -202,10 +202,13 @@ fn a_bad_elf_header_is_named() {
         (elf_with(56, &[0xff, 0xff]), "has a bad header: number of program headers"),
         (elf_with(FIRST + 8, &word(u64::MAX - 8)), "is truncated: a segment"),
         (elf_with(FIRST + 24, &word(0x9_f000)), "has a segment at 0x9f000, below 1 MiB"),
-        (elf_with(FIRST + 24, &word(u64::MAX)), "has a bad header: size or address of a segment"),
-        (elf_with(FIRST + 24, &word(HOLE_START)), "has a bad header: size or address"),
+        (elf_with(FIRST + 24, &word(u64::MAX)), "has a segment of 0x"),
+        (
+            elf_with(FIRST + 24, &word(HOLE_START)),
+            "has a segment of 0x2345 bytes at 0xc0000000, it must end below 3 GiB",
+        ),
         (elf_with(FIRST + 32, &word(1 << 50)), "has a bad header: memory size of a segment"),
-        (elf_with(FIRST + 40, &word(u64::MAX)), "has a bad header: size or address of a segment"),
+        (elf_with(FIRST + 40, &word(u64::MAX)), "has a segment of 0x"),
         (elf_with(FIRST + 40, &word(1)), "has a bad header: memory size of a segment"),
         (elf_with(SECOND + 24, &word(MIB)), "has overlapping segments at 0x100000 and 0x100000"),
         (elf_with(SECOND + 24, &word(MIB + 0x2344)), "has overlapping segments at 0x100000 and"),
@@ -235,9 +238,9 @@ fn a_bad_bzimage_header_is_named() {
         (with(0x236, &[0x3e]), "is a 32-bit bzImage without a 64-bit entry"),
         (with(0x201, &[0]), "has a bad header: end of the setup header"),
         (with(0x201, &[0xff]), "has a bad header: end of the setup header"),
-        (with(0x258, &[0; 8]), "has a bad header: preferred address"),
-        (with(0x258, &[0xff; 8]), "has a bad header: preferred address"),
-        (with(0x260, &[0xff; 4]), "has a bad header: preferred address"),
+        (with(0x258, &[0; 8]), "has a segment at 0x0, below 1 MiB"),
+        (with(0x258, &[0xff; 8]), "has a segment of 0x100000 bytes at 0xffffffffffffffff, it must"),
+        (with(0x260, &[0xff; 4]), "has a segment of 0xffffffff bytes at 0x200000, it must end"),
     ] {
         let error = error(&image);
         assert!(error.starts_with(text), "{error:?}, not {text:?}");
