@@ -74,13 +74,4 @@ impl Jail {
         }
         Ok(())
     }
-
-    /// Puts the filter of `role` on the calling thread, for the rest of its life.
-    ///
-    /// # Errors
-    /// What the host said.
-    pub fn confine(self, role: Role) -> io::Result<()> {
-        let _ = role;
-        Ok(())
-    }
 }
