@@ -1,32 +1,39 @@
-//! When each phase of a machine's life was reached.
+//! The phases of a boot.
 //!
-//! Invariant: a mark is stamped once, the first time wins. Any thread may stamp.
+//! Invariant: phases follow each other without gaps, so that they sum to the time between the first and the last mark. A
+//! phase that was not seen has no duration; its time belongs to the next one that was. [`BootTrace`] is kept by the main
+//! thread; any thread stamps [`Marks`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The end of one phase of a machine's life, in the order in which they are reached.
+use crate::sys::clock::process_cpu_time;
+
+/// A stretch of a run, named by what it achieves; a mark is made when it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mark {
-    /// KVM is open and has what is needed.
+pub enum Phase {
+    /// From the start of the process until arguments are read and files open.
+    ProcessStart,
+    /// Until KVM is open and has what a machine needs.
     KvmOpen,
-    /// Guest RAM is mapped and the virtual machine made.
+    /// Until guest memory is mapped and the virtual machine made.
     Memory,
-    /// The kernel, its tables and its command line are in place.
+    /// Until kernel, initial RAM disk and boot data are in guest memory.
     KernelLoad,
-    /// The first processor is about to enter the guest.
+    /// Until devices and vCPUs are ready and the first one is about to run.
     FirstRun,
-    /// The guest has run and left for the first time.
+    /// Until the guest kernel gave its first sign of life.
     KernelEntry,
-    /// User space reported that it runs.
+    /// Until the guest's init ran.
     Init,
-    /// The machine has ended.
+    /// Until the process ends: the guest's own work, and tear-down.
     Exit,
 }
 
-impl Mark {
-    /// All marks in order.
-    pub const ALL: [Self; 7] = [
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 8] = [
+        Self::ProcessStart,
         Self::KvmOpen,
         Self::Memory,
         Self::KernelLoad,
@@ -36,10 +43,11 @@ impl Mark {
         Self::Exit,
     ];
 
-    /// The phase that this mark ends, as users see it.
+    /// For people.
     #[must_use]
-    pub fn phase(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
+            Self::ProcessStart => "process start",
             Self::KvmOpen => "KVM open",
             Self::Memory => "memory",
             Self::KernelLoad => "kernel load",
@@ -49,43 +57,118 @@ impl Mark {
             Self::Exit => "exit",
         }
     }
+
+    /// For programs.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::ProcessStart => "process_start",
+            Self::KvmOpen => "kvm_open",
+            Self::Memory => "memory",
+            Self::KernelLoad => "kernel_load",
+            Self::FirstRun => "first_run",
+            Self::KernelEntry => "kernel_entry",
+            Self::Init => "init",
+            Self::Exit => "exit",
+        }
+    }
 }
 
-/// The marks of one machine.
-#[derive(Debug)]
-pub struct Marks {
+/// When each phase was over.
+#[derive(Debug, Clone)]
+pub struct BootTrace {
     start: Instant,
-    /// Nanoseconds after `start`, plus one; 0 is "not yet".
-    at_ns: [AtomicU64; Mark::ALL.len()],
+    marks: [Option<Instant>; Phase::ALL.len()],
 }
+
+impl BootTrace {
+    /// Starts at the start of this process.
+    ///
+    /// The host keeps that time in clock ticks of 10 ms, which is more than a whole start takes. The processor time used
+    /// so far is exact, and up to `main` a process does not wait unless its file must be read from a disk first: so the
+    /// start is now minus that time.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let now = Instant::now();
+        Self::from(now.checked_sub(process_cpu_time()).unwrap_or(now))
+    }
+
+    /// Starts at `start`.
+    #[must_use]
+    pub fn from(start: Instant) -> Self {
+        Self { start, marks: [None; Phase::ALL.len()] }
+    }
+
+    /// `phase` is over now. Only the first mark of a phase counts.
+    pub fn mark(&mut self, phase: Phase) {
+        self.mark_at(phase, Instant::now());
+    }
+
+    /// `phase` was over at `at`. Only the first mark of a phase counts.
+    pub fn mark_at(&mut self, phase: Phase, at: Instant) {
+        self.marks[phase as usize].get_or_insert(at);
+    }
+
+    /// The last phase that was completed.
+    #[must_use]
+    pub fn reached(&self) -> Option<Phase> {
+        Phase::ALL.into_iter().rfind(|&phase| phase != Phase::Exit && self.saw(phase))
+    }
+
+    /// Whether `phase` was completed.
+    #[must_use]
+    pub fn saw(&self, phase: Phase) -> bool {
+        self.marks[phase as usize].is_some()
+    }
+
+    /// From the start to the end of `phase`, when it was seen.
+    #[must_use]
+    pub fn until(&self, phase: Phase) -> Option<Duration> {
+        self.marks[phase as usize].map(|at| at.saturating_duration_since(self.start))
+    }
+
+    /// Each phase that was seen and how long it took. A mark made out of order counts as made when its predecessor was.
+    pub fn durations(&self) -> impl Iterator<Item = (Phase, Duration)> {
+        let mut previous = self.start;
+        Phase::ALL.into_iter().filter_map(move |phase| {
+            let at = self.marks[phase as usize]?.max(previous);
+            let took = at - std::mem::replace(&mut previous, at);
+            Some((phase, took))
+        })
+    }
+
+    /// The sum of all phases.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.durations().map(|(_, took)| took).sum()
+    }
+}
+
+impl BootTrace {
+    /// Takes over what was stamped on `marks`.
+    pub fn take(&mut self, marks: &Marks) {
+        for phase in Phase::ALL {
+            if let Some(at) = marks.at(phase) {
+                self.mark_at(phase, at);
+            }
+        }
+    }
+}
+
+/// Marks that any thread makes while the machine runs.
+#[derive(Debug, Default)]
+pub struct Marks([OnceLock<Instant>; Phase::ALL.len()]);
 
 impl Marks {
-    /// Marks of a process that started at `start`.
-    #[must_use]
-    pub fn new(start: Instant) -> Self {
-        Self { start, at_ns: [const { AtomicU64::new(0) }; Mark::ALL.len()] }
+    /// `phase` is over now. Only the first stamp of a phase counts.
+    pub fn stamp(&self, phase: Phase) {
+        self.0[phase as usize].get_or_init(Instant::now);
     }
 
-    /// Stamps `mark` unless it was stamped before.
-    pub fn stamp(&self, mark: Mark) {
-        let elapsed = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX - 1);
-        // Failure means that the mark has its time already.
-        self.at_ns[mark as usize]
-            .compare_exchange(0, elapsed + 1, Ordering::Relaxed, Ordering::Relaxed)
-            .ok();
-    }
-
-    /// When `mark` was stamped, counted from the start of the process.
+    /// When `phase` was over, if it is.
     #[must_use]
-    pub fn at(&self, mark: Mark) -> Option<Duration> {
-        let at_ns = self.at_ns[mark as usize].load(Ordering::Relaxed);
-        at_ns.checked_sub(1).map(Duration::from_nanos)
-    }
-
-    /// The last mark reached, or `None` before the first.
-    #[must_use]
-    pub fn last(&self) -> Option<Mark> {
-        Mark::ALL.into_iter().rev().find(|&mark| self.at(mark).is_some())
+    pub fn at(&self, phase: Phase) -> Option<Instant> {
+        self.0[phase as usize].get().copied()
     }
 }
 
@@ -95,13 +178,15 @@ mod tests {
 
     #[test]
     fn the_first_stamp_wins() {
-        let marks = Marks::new(Instant::now());
-        assert_eq!((marks.at(Mark::Init), marks.last()), (None, None));
-        marks.stamp(Mark::Init);
-        let first = marks.at(Mark::Init).unwrap();
-        std::thread::sleep(Duration::from_millis(1));
-        marks.stamp(Mark::Init);
-        assert_eq!(marks.at(Mark::Init), Some(first));
-        assert_eq!(marks.last(), Some(Mark::Init));
+        let marks = Marks::default();
+        assert_eq!(marks.at(Phase::Init), None);
+        marks.stamp(Phase::Init);
+        let first = marks.at(Phase::Init).unwrap();
+        marks.stamp(Phase::Init);
+        assert_eq!(marks.at(Phase::Init), Some(first));
+        let mut trace = BootTrace::from(first);
+        trace.take(&marks);
+        assert_eq!(trace.until(Phase::Init), Some(Duration::ZERO));
+        assert_eq!(trace.reached(), Some(Phase::Init));
     }
 }

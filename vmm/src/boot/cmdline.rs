@@ -49,6 +49,12 @@ impl CommandLine {
         Ok(())
     }
 
+    /// The line as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Length in bytes, without the terminating zero.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use crate::bus::{BusDevice, Effect, GuestExit, StopCause};
-use crate::trace::{Mark, Marks};
+use crate::trace::{Marks, Phase};
 
 const IDENTITY: u8 = b'O';
 const VERSION: u8 = 1;
@@ -52,7 +52,7 @@ impl BusDevice for EventDevice {
         };
         match offset {
             MARK_OFFSET if value == MARK_INIT => {
-                self.marks.stamp(Mark::Init);
+                self.marks.stamp(Phase::Init);
                 Effect::None
             }
             EXIT_CODE_OFFSET => Effect::Stop(StopCause::Exit(GuestExit::Code(value))),
@@ -64,18 +64,16 @@ impl BusDevice for EventDevice {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]
     fn marks_are_stamped_and_exits_stop_the_machine() {
-        let marks = Arc::new(Marks::new(Instant::now()));
+        let marks = Arc::new(Marks::default());
         let device = EventDevice::new(Arc::clone(&marks));
         assert_eq!(device.write(0, &[2]), Effect::None);
-        assert_eq!(marks.at(Mark::Init), None);
+        assert_eq!(marks.at(Phase::Init), None);
         assert_eq!(device.write(0, &[1]), Effect::None);
-        assert!(marks.at(Mark::Init).is_some());
+        assert!(marks.at(Phase::Init).is_some());
         let exit = |exit| Effect::Stop(StopCause::Exit(exit));
         assert_eq!(device.write(1, &[42]), exit(GuestExit::Code(42)));
         assert_eq!(device.write(2, &[9]), exit(GuestExit::Signal(9)));
@@ -85,7 +83,7 @@ mod tests {
 
     #[test]
     fn the_device_can_be_told_from_an_empty_port() {
-        let device = EventDevice::new(Arc::new(Marks::new(Instant::now())));
+        let device = EventDevice::new(Arc::new(Marks::default()));
         let mut byte = [0xff];
         device.read(0, &mut byte);
         assert_eq!(byte, [b'O']);

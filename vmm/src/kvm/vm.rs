@@ -134,27 +134,27 @@ pub struct Vcpu {
     fd: VcpuFd,
 }
 
-/// What is worth telling about a processor that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Registers of a vCPU that matter when it cannot go on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[expect(missing_docs, reason = "the processor's own names")]
 pub struct Registers {
-    /// Instruction pointer.
     pub rip: u64,
-    /// Stack pointer.
     pub rsp: u64,
-    /// Flags.
     pub rflags: u64,
-    /// Control register 0.
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
     pub cr0: u64,
-    /// Page-fault address.
     pub cr2: u64,
-    /// Page-table base.
     pub cr3: u64,
-    /// Control register 4.
     pub cr4: u64,
-    /// Extended features.
     pub efer: u64,
-    /// Code segment selector.
     pub cs: u16,
+    pub ss: u16,
 }
 
 impl Vcpu {
@@ -183,22 +183,30 @@ impl Vcpu {
         unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror }
     }
 
-    /// The registers, or `None` when KVM does not give them.
+    /// The registers; zeroes where KVM does not give them any more.
     #[must_use]
-    pub fn registers(&self) -> Option<Registers> {
-        let regs = self.fd.get_regs().ok()?;
-        let sregs = self.fd.get_sregs().ok()?;
-        Some(Registers {
+    pub fn registers(&self) -> Registers {
+        let regs = self.fd.get_regs().unwrap_or_default();
+        let sregs = self.fd.get_sregs().unwrap_or_default();
+        Registers {
             rip: regs.rip,
             rsp: regs.rsp,
             rflags: regs.rflags,
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            rbp: regs.rbp,
             cr0: sregs.cr0,
             cr2: sregs.cr2,
             cr3: sregs.cr3,
             cr4: sregs.cr4,
             efer: sregs.efer,
             cs: sregs.cs.selector,
-        })
+            ss: sregs.ss.selector,
+        }
     }
 
     /// Whether the processor sleeps in HLT with interrupts off, which only a reset could end.

@@ -20,7 +20,7 @@ use crate::jail::Jail;
 use crate::kvm::{Host, KvmError, Vcpu, Vm};
 use crate::layout::{self, MmioSlot};
 use crate::memory::{GuestRam, MemoryError};
-use crate::trace::{Mark, Marks};
+use crate::trace::{Marks, Phase};
 use crate::vcpu::exit::Buses;
 use crate::virtio::block::{Block, BlockError, EngineKind};
 use crate::virtio::rng::Rng;
@@ -77,6 +77,21 @@ pub enum BuildError {
     },
 }
 
+impl BuildError {
+    /// What the user can do about it, one line.
+    pub(super) fn fix(&self) -> Option<String> {
+        let fix = match self {
+            Self::Kvm(KvmError::Open(_) | KvmError::MissingCapability(_) | KvmError::ApiVersion(_)) => {
+                "`openshell-vmm doctor` says what this host lacks"
+            }
+            Self::Memory(_) => "give the machine less memory with --memory",
+            Self::TooManyDevices => "give the machine fewer disks",
+            _ => return None,
+        };
+        Some(fix.to_owned())
+    }
+}
+
 fn device(what: impl Into<String>) -> impl FnOnce(io::Error) -> BuildError {
     let what = what.into();
     move |source| BuildError::Device { what, source }
@@ -102,12 +117,12 @@ pub(super) struct Parts {
 /// [`BuildError`] names the part.
 pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, BuildError> {
     let host = Host::open().map_err(BuildError::Kvm)?;
-    marks.stamp(Mark::KvmOpen);
+    marks.stamp(Phase::KvmOpen);
     let ram = GuestRam::anonymous(&layout::ram_ranges(plan.memory_bytes))
         .map(Arc::new)
         .map_err(BuildError::Memory)?;
     let vm = Vm::new(&host, Arc::clone(&ram), plan.cpus).map_err(BuildError::Kvm)?;
-    marks.stamp(Mark::Memory);
+    marks.stamp(Phase::Memory);
 
     let root_read_only = plan.disks.first().map(|disk| disk.read_only);
     let mut slots = Slots { ram: &ram, vm: &vm, buses: Buses::default(), used: Vec::new() };
@@ -140,7 +155,7 @@ pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, 
         rng_seed: rng_seed().map_err(device("the guest's random seed"))?,
     };
     let entry = boot::prepare(&ram, &loaded, &setup).map_err(BuildError::Boot)?;
-    marks.stamp(Mark::KernelLoad);
+    marks.stamp(Phase::KernelLoad);
 
     let vcpus = make_vcpus(&vm, plan.cpus, &entry)?;
     let buses = Arc::new(buses);

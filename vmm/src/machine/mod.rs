@@ -10,19 +10,19 @@ mod console;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::bus::{GuestExit, StopCause};
+use crate::bus::StopCause;
 use crate::config::plan::Plan;
-use crate::console_tail::ConsoleTail;
 use crate::event::Waiter;
 use crate::jail::{Jail, Role};
-use crate::kvm::Registers;
+use crate::explain::Explain;
+use crate::report::{End, Outcome};
 use crate::sys::signal::EndingSignals;
-use crate::trace::{Mark, Marks};
+use crate::trace::{BootTrace, Marks};
 use crate::vcpu::exit::Fault;
 use crate::vcpu::{Ending, Handle, Link, Report};
 use crate::virtio::transport::Transport;
@@ -32,45 +32,6 @@ use console::Console;
 
 /// How often idle processors are looked at for having halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
-
-/// Why the machine ended.
-#[derive(Debug)]
-pub enum End {
-    /// The guest reported the exit of its main process.
-    GuestExit(GuestExit),
-    /// The guest asked for a reset.
-    Reset,
-    /// The guest powered off.
-    PowerOff,
-    /// All processors sleep with interrupts off.
-    Halted,
-    /// A processor failed.
-    Fault {
-        /// Which one.
-        vcpu: u8,
-        /// How.
-        fault: Fault,
-        /// Its registers then.
-        registers: Option<Registers>,
-    },
-    /// The time-out of the plan passed.
-    Timeout(Duration),
-    /// This signal told the process to end.
-    Signal(i32),
-}
-
-/// A run that has ended.
-#[derive(Debug)]
-pub struct Outcome {
-    /// Why.
-    pub end: End,
-    /// When each phase was reached.
-    pub marks: Arc<Marks>,
-    /// The console's last lines.
-    pub console: ConsoleTail,
-    /// What could not be made durable at the end: (disk number, error).
-    pub flush_errors: Vec<(usize, io::Error)>,
-}
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -120,16 +81,25 @@ impl Token {
     ];
 }
 
-/// Builds the machine of `plan` and runs it until it ends. `process_start` is what boot marks count from.
+impl Explain for MachineError {
+    fn fix(&self) -> Option<String> {
+        match self {
+            Self::Build(error) => error.fix(),
+            Self::Host { .. } => None,
+        }
+    }
+}
+
+/// Builds the machine of `plan` and runs it until it ends, completing `trace` on the way.
 ///
 /// Blocks the signals that end the process on the calling thread.
 ///
 /// # Errors
 /// [`MachineError`] when the machine can't be built or the host refuses it something; how a guest ends is never an error.
-pub fn run(plan: Plan, process_start: Instant) -> Result<Outcome, MachineError> {
+pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     let signals = EndingSignals::open().map_err(host("watch for signals"))?;
     crate::sys::kick::install().map_err(host("install the vCPU signal"))?;
-    let marks = Arc::new(Marks::new(process_start));
+    let marks = Arc::new(Marks::default());
     let timeout = plan.timeout;
     let jail = Jail { seccomp: plan.seccomp };
     let parts = build::build(plan, Arc::clone(&marks), jail)?;
@@ -150,11 +120,12 @@ pub fn run(plan: Plan, process_start: Instant) -> Result<Outcome, MachineError> 
         disks: parts.disks,
         others: parts.others,
         marks,
+        trace,
         _vm: parts.vm,
     };
     machine.start(parts.vcpus, jail)?;
-    let end = machine.serve(timeout)?;
-    Ok(machine.stop(end))
+    let (end, last_exit) = machine.serve(timeout)?;
+    Ok(machine.stop(end, last_exit))
 }
 
 struct Machine {
@@ -167,6 +138,7 @@ struct Machine {
     disks: Vec<Arc<Transport>>,
     others: Vec<Arc<Transport>>,
     marks: Arc<Marks>,
+    trace: BootTrace,
     _vm: crate::kvm::Vm,
 }
 
@@ -180,7 +152,7 @@ impl Machine {
         jail.confine(Role::Main).map_err(host("confine the event loop"))
     }
 
-    fn serve(&mut self, timeout: Option<Duration>) -> Result<End, MachineError> {
+    fn serve(&mut self, timeout: Option<Duration>) -> Result<(End, Option<String>), MachineError> {
         use std::os::fd::AsRawFd;
         let waiter = &self.waiter;
         let watch = host("wait for events");
@@ -212,20 +184,20 @@ impl Machine {
                 match token {
                     Token::Signal => {
                         if let Some(signal) = self.signals.take() {
-                            return Ok(End::Signal(signal));
+                            return Ok((End::Signal(signal), None));
                         }
                     }
-                    Token::Timeout => return Ok(End::Timeout(timeout.unwrap_or_default())),
+                    Token::Timeout => return Ok((End::TimedOut, None)),
                     Token::Report => {
                         if let Ok(report) = self.reports.try_recv() {
-                            return Ok(report.into());
+                            return Ok(ended_by(report));
                         }
                         self.link.doorbell.read().ok();
                     }
                     Token::HaltCheck => {
                         halt_timer.wait().ok();
                         if halts.check(&self.handles, &self.link) {
-                            return Ok(End::Halted);
+                            return Ok((End::Halted, None));
                         }
                     }
                     Token::SerialOutput | Token::SinkReady => {
@@ -238,8 +210,7 @@ impl Machine {
         }
     }
 
-    fn stop(mut self, end: End) -> Outcome {
-        self.marks.stamp(Mark::Exit);
+    fn stop(mut self, mut end: End, last_exit: Option<String>) -> Outcome {
         self.signals.next_is_final();
         self.link.stop.store(true, Ordering::SeqCst);
         for handle in &self.handles {
@@ -248,10 +219,13 @@ impl Machine {
         for handle in self.handles.drain(..) {
             handle.join();
         }
-        let mut flush_errors = Vec::new();
         for (index, disk) in self.disks.iter().enumerate() {
             if let Err(error) = disk.shutdown() {
-                flush_errors.push((index, error));
+                end = End::Failed {
+                    what: format!("disk {index} could not be flushed: its last writes may be lost"),
+                    why: Some(error.to_string()),
+                    fix: Some("check the host's disk, then the image with e2fsck".to_owned()),
+                };
             }
         }
         for device in &self.others {
@@ -259,19 +233,31 @@ impl Machine {
             device.shutdown().ok();
         }
         self.console.close();
-        Outcome { end, marks: self.marks, console: self.console.tail().clone(), flush_errors }
+        self.trace.take(&self.marks);
+        Outcome { end, trace: self.trace, console: self.console.tail().clone(), last_exit }
     }
 }
 
-impl From<Report> for End {
-    fn from(report: Report) -> Self {
-        match report.ending {
-            Ending::Stopped(StopCause::Exit(exit)) => Self::GuestExit(exit),
-            Ending::Stopped(StopCause::Reset) => Self::Reset,
-            Ending::Stopped(StopCause::PowerOff) => Self::PowerOff,
-            Ending::Failed { fault, registers } => {
-                Self::Fault { vcpu: report.index, fault, registers }
-            }
+/// How a processor's report ends the machine, and its last exit in words.
+fn ended_by(report: Report) -> (End, Option<String>) {
+    let cpu = report.index;
+    match report.ending {
+        Ending::Stopped(StopCause::Exit(exit)) => {
+            (End::GuestExit(exit), Some("the guest reported its exit status".to_owned()))
+        }
+        Ending::Stopped(StopCause::Reset) => {
+            (End::Reset, Some("write to a reset register".to_owned()))
+        }
+        Ending::Stopped(StopCause::PowerOff) => {
+            (End::PowerOff, Some("write to the ACPI sleep register".to_owned()))
+        }
+        Ending::Failed { fault, registers } => {
+            let exit = fault.to_string();
+            let end = match fault {
+                Fault::TripleFault => End::TripleFault { cpu, registers },
+                _ => End::VcpuFailed { cpu, reason: exit.clone(), registers },
+            };
+            (end, Some(exit))
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::bus::StopCause;
 use crate::jail::{Jail, Role};
 use crate::kvm::{Registers, Vcpu};
 use crate::sys::kick;
-use crate::trace::{Mark, Marks};
+use crate::trace::{Marks, Phase};
 
 use exit::{Action, Buses, Fault};
 
@@ -31,7 +31,7 @@ pub enum Ending {
         /// How.
         fault: Fault,
         /// Its registers then.
-        registers: Option<Registers>,
+        registers: Registers,
     },
 }
 
@@ -120,7 +120,7 @@ impl Handle {
 fn run(index: u8, mut vcpu: Vcpu, link: &Link) {
     let _registration = kick::register(vcpu.immediate_exit_ptr());
     if index == 0 {
-        link.marks.stamp(Mark::FirstRun);
+        link.marks.stamp(Phase::FirstRun);
     }
     if let Some(ending) = run_until_end(index, &mut vcpu, link) {
         // The machine is gone only when the process ends.
@@ -136,7 +136,7 @@ fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
     while !link.stop.load(Ordering::SeqCst) {
         let action = exit::decide(vcpu.run(), &link.buses);
         if !entered {
-            link.marks.stamp(Mark::KernelEntry);
+            link.marks.stamp(Phase::KernelEntry);
             entered = true;
         }
         match action {
