@@ -123,7 +123,9 @@ fn fill(chain: &Chain, ram: &GuestRam) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::{BusDevice, Effect};
     use crate::memory::GuestAddress;
+    use crate::virtio::Transport;
     use crate::virtio::queue::Queue;
     use crate::virtio::test_driver::TestDriver;
     use vmm_sys_util::eventfd::EventFd;
@@ -206,5 +208,52 @@ mod tests {
         device.reset();
         let activation = Activation { features: 0, queues: vec![None], interrupt, ram };
         assert!(matches!(device.activate(activation), Err(ActivateError::MissingQueue(0))));
+    }
+
+    #[test]
+    fn a_driver_reaches_it_through_registers_alone() {
+        let ram = Arc::new(GuestRam::anonymous(&[(GuestAddress(0), 8 << 20)]).unwrap());
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let transport = Transport::new(Box::new(Rng::new()), Arc::clone(&ram), interrupt);
+        let write = |offset: u64, value: u64| {
+            let value = u32::try_from(value & 0xffff_ffff).unwrap();
+            assert_eq!(transport.write(offset, &value.to_le_bytes()), Effect::None);
+        };
+        let mut word = [0; 4];
+        for round in 0..3 {
+            let mut driver = TestDriver::new(&ram, 0x1000, 32, F_EVENT_IDX | F_INDIRECT_DESC);
+            let config = driver.queue_config();
+            for (offset, value) in [
+                (0x70, 0),
+                (0x70, 1),
+                (0x70, 3),
+                (0x24, 0),
+                (0x20, F_EVENT_IDX | F_INDIRECT_DESC),
+                (0x24, 1),
+                (0x20, 1),
+                (0x70, 11),
+                (0x30, 0),
+                (0x38, 32),
+                (0x80, config.desc),
+                (0x90, config.avail),
+                (0xa0, config.used),
+                (0x44, 1),
+                (0x70, 15),
+            ] {
+                write(offset, value);
+            }
+            let head = driver.add_indirect(&[(DATA, 100, true)]);
+            write(0x50, 0);
+            assert_eq!(driver.used(), [(u32::from(head), 100)]);
+            transport.read(0x60, &mut word);
+            assert_eq!(word, [1, 0, 0, 0]);
+            // A chain that loops: the device asks for a reset, and the next round gives it one.
+            driver.raw_descriptor(5, (DATA, 1, 1, 5));
+            driver.raw_available(5);
+            write(0x50, 0);
+            transport.read(0x70, &mut word);
+            assert_eq!(word, [15 | 64, 0, 0, 0], "round {round}");
+            assert!(driver.used().is_empty());
+        }
     }
 }

@@ -557,3 +557,18 @@ fn no_doorbell_and_no_interrupt_is_lost_between_two_threads() {
         });
     }
 }
+
+#[test]
+fn a_buffer_is_taken_exactly_where_ram_holds_all_of_it() {
+    let layout = [(GuestAddress(0), 4 << 20), (GuestAddress(1 << 32), 2 << 20)];
+    let ram = Arc::new(GuestRam::anonymous(&layout).unwrap());
+    for addr in [0, (4 << 20) - 1, 4 << 20, (1 << 32) - 1, 1 << 32, (1 << 32) + (2 << 20) - 1] {
+        for len in [1, 2, 2 << 20, (2 << 20) + 1, 4 << 20, u32::MAX] {
+            let mut driver = TestDriver::new(&ram, 0x1000, 8, ALL);
+            let mut queue = Queue::new(&ram, driver.queue_config(), ALL).unwrap();
+            driver.add(&[(addr, len, true)]);
+            let inside = ram.contains(GuestAddress(addr), len.into());
+            assert_eq!(queue.pop().is_ok(), inside, "{addr:#x} {len:#x}");
+        }
+    }
+}
