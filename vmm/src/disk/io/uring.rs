@@ -14,6 +14,8 @@ use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, opcode};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::memory::{GuestRam, IoBuf};
 
 use super::transfer::{Iovec, Op, Step, Transfer};
@@ -92,6 +94,10 @@ impl<T> Uring<T> {
             ram: None,
             _file: file,
         })
+    }
+
+    pub(super) fn mailbox(&self) -> &EventFd {
+        &self.signals.mailbox
     }
 
     pub(super) fn start(&mut self) -> io::Result<()> {
