@@ -227,6 +227,26 @@ impl<T> Uring<T> {
     }
 }
 
+#[cfg(test)]
+impl<T> Uring<T> {
+    /// What the kernel says to an operation that is not allowed, and to an allowed one on a descriptor of the process.
+    pub(super) fn try_foreign_entries(&mut self) -> [i32; 2] {
+        use std::os::fd::RawFd;
+        let raw: RawFd = self.signals.doorbell.as_raw_fd();
+        let entries = [
+            opcode::Close::new(io_uring::types::Fd(raw)).build(),
+            opcode::Read::new(io_uring::types::Fd(raw), self.cells.as_mut_ptr().cast(), 8).build(),
+        ];
+        entries.map(|entry| {
+            let (submitter, mut queue, _) = self.ring.split();
+            push(&submitter, &mut queue, &entry);
+            drop(queue);
+            self.enter(None).expect("the ring works");
+            self.ring.completion().next().expect("an answer").result()
+        })
+    }
+}
+
 impl<T> Drop for Uring<T> {
     fn drop(&mut self) {
         if self.started && self.drain().is_err() {

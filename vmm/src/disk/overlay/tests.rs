@@ -68,7 +68,8 @@ fn acts(reopen: bool) -> impl Strategy<Value = Vec<Act>> {
 fn act_on<D: Disk>(disk: &mut Overlay<D>, model: &mut [u8], act: &Act) {
     match *act {
         Act::Write { sector, sectors, fill } => {
-            let bytes: Vec<u8> = (0..sectors * 512).map(|i| fill ^ (i / 512) as u8).collect();
+            let bytes: Vec<u8> =
+                (0..sectors * 512).map(|i| fill ^ u8::try_from(i / 512).unwrap()).collect();
             write(disk, sector as u64 * 512, &bytes);
             model[sector * 512..][..bytes.len()].copy_from_slice(&bytes);
         }

@@ -229,8 +229,9 @@ impl VirtioDevice for Block {
         }
         let write_through = features & (1 << config::FLUSH) == 0;
         self.active = true;
-        for (queue, worker) in queues.into_iter().zip(&self.workers) {
+        for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
+            let worker = self.workers.get(index).ok_or(ActivateError::WorkerGone)?;
             let active = start(queue, &interrupt, &ram, write_through);
             if !worker.mailbox.post(Command::Activate(Box::new(active))) {
                 return Err(ActivateError::WorkerGone);
