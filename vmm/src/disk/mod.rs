@@ -5,6 +5,7 @@
 
 pub mod io;
 pub mod limits;
+pub mod overlay;
 pub mod raw;
 
 use std::io::Result;
@@ -12,6 +13,7 @@ use std::io::Result;
 use crate::memory::IoBuf;
 
 pub use io::Op;
+pub use overlay::Overlay;
 pub use raw::Raw;
 
 /// A disk that operations run on one after the other.

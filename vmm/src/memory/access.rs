@@ -112,6 +112,13 @@ impl IoBuf {
         Self { ptr: bytes.as_mut_ptr(), len: bytes.len() }
     }
 
+    /// The part of it that starts `from` bytes in, `len` bytes long; `None` when it ends before.
+    #[must_use]
+    pub fn part(&self, from: usize, len: usize) -> Option<Self> {
+        let end = from.checked_add(len)?;
+        (end <= self.len).then(|| Self { ptr: self.ptr.wrapping_add(from), len })
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {

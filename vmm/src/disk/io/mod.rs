@@ -62,6 +62,15 @@ pub enum Engine<T> {
 }
 
 impl<T> Engine<T> {
+    /// The event that rings for the mailbox.
+    #[must_use]
+    pub fn mailbox(&self) -> &EventFd {
+        match self {
+            Self::Uring(ring) => ring.mailbox(),
+            Self::Blocking(engine) => engine.mailbox(),
+        }
+    }
+
     /// To be called once by the thread that will use the engine, before anything else.
     ///
     /// # Errors

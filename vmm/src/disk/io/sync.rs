@@ -33,6 +33,10 @@ impl<T> Blocking<T> {
         Self { disk, signals, ended: Vec::new(), ram: None }
     }
 
+    pub(super) fn mailbox(&self) -> &EventFd {
+        &self.signals.mailbox
+    }
+
     pub(super) fn hold(&mut self, ram: Arc<GuestRam>) {
         self.ram = Some(ram);
     }

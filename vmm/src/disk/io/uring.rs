@@ -14,6 +14,8 @@ use io_uring::squeue::{Entry, Flags, SubmissionQueue};
 use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, opcode};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::memory::{GuestRam, IoBuf};
 
 use super::transfer::{Iovec, Op, Step, Transfer};
@@ -92,6 +94,10 @@ impl<T> Uring<T> {
             ram: None,
             _file: file,
         })
+    }
+
+    pub(super) fn mailbox(&self) -> &EventFd {
+        &self.signals.mailbox
     }
 
     pub(super) fn start(&mut self) -> io::Result<()> {
@@ -218,6 +224,26 @@ impl<T> Uring<T> {
             done.clear();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl<T> Uring<T> {
+    /// What the kernel says to an operation that is not allowed, and to an allowed one on a descriptor of the process.
+    pub(super) fn try_foreign_entries(&mut self) -> [i32; 2] {
+        use std::os::fd::RawFd;
+        let raw: RawFd = self.signals.doorbell.as_raw_fd();
+        let entries = [
+            opcode::Close::new(io_uring::types::Fd(raw)).build(),
+            opcode::Read::new(io_uring::types::Fd(raw), self.cells.as_mut_ptr().cast(), 8).build(),
+        ];
+        entries.map(|entry| {
+            let (submitter, mut queue, _) = self.ring.split();
+            push(&submitter, &mut queue, &entry);
+            drop(queue);
+            self.enter(None).expect("the ring works");
+            self.ring.completion().next().expect("an answer").result()
+        })
     }
 }
 

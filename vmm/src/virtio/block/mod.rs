@@ -19,10 +19,11 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::plan::DiskPlan;
+use crate::config::plan::{DiskPlan, OverlayPlan};
 use crate::disk::io::{Blocking, Engine, Signals, Uring};
 use crate::disk::limits::Limiter;
-use crate::disk::{Disk, Raw};
+use crate::disk::overlay::format::OverlayError;
+use crate::disk::{Disk, Overlay, Raw};
 use crate::jail::{Jail, Role};
 use crate::memory::GuestRam;
 
@@ -55,6 +56,15 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
+    /// The overlay cannot be used.
+    #[error("cannot use the overlay {path}")]
+    Overlay {
+        /// The overlay as the user wrote it.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OverlayError,
+    },
 }
 
 /// A virtio-blk device.
@@ -68,7 +78,7 @@ pub struct Block {
     workers: Vec<Running>,
     active: bool,
     /// Keeps the lock on the image for as long as the device lives.
-    _file: Arc<File>,
+    file: Option<Arc<File>>,
 }
 
 #[derive(Debug)]
@@ -78,10 +88,11 @@ struct Running {
 }
 
 impl Block {
-    /// Disk number `index` of the machine, with `queues` queues (1 to 32): starts the workers, which stay idle until activation.
+    /// Disk number `index` of the machine, with `queues` queues (1 to 32; an overlay has one): starts the workers, which stay idle until
+    /// activation.
     ///
     /// # Errors
-    /// [`BlockError`] when the host refuses descriptors, memory or threads.
+    /// [`BlockError`] when the host refuses descriptors, memory or threads, or the overlay does not fit its base.
     pub fn new(
         index: usize,
         plan: DiskPlan,
@@ -89,49 +100,71 @@ impl Block {
         engine: EngineKind,
         jail: Jail,
     ) -> Result<Self, BlockError> {
-        let path = plan.path.clone();
-        Self::build(index, plan, queues, engine, jail)
-            .map_err(|source| BlockError::Setup { path, source })
-    }
-
-    fn build(
-        index: usize,
-        plan: DiskPlan,
-        queues: u16,
-        engine: EngineKind,
-        jail: Jail,
-    ) -> io::Result<Self> {
-        let DiskPlan { file, read_only, len_bytes, limits, .. } = plan;
+        let DiskPlan { path, file, read_only, len_bytes, overlay, limits } = plan;
         let file = Arc::new(file);
-        let geometry = Geometry { sectors: len_bytes / u64::from(SECTOR_BYTES), read_only };
+        let setup = |source| BlockError::Setup { path: path.clone(), source };
+        let queues = if overlay.is_some() { 1 } else { queues };
         let limiter = Limiter::new(&limits, Duration::ZERO);
         let shared = Shared {
-            geometry,
-            id: identity(&file)?,
+            geometry: Geometry { sectors: len_bytes / u64::from(SECTOR_BYTES), read_only },
+            id: identity(overlay.as_ref().map_or(&file, |overlay| &overlay.file)).map_err(setup)?,
             limiter: limiter.map(|limiter| Arc::new(Mutex::new(limiter))),
             started: Instant::now(),
         };
-        let mut device = Self {
-            geometry,
-            features: config::features(read_only, queues),
-            config: config::space(geometry.sectors, queues).to_vec(),
+        let mut device = Self::idle(&shared, queues);
+        match overlay {
+            None => {
+                for queue in 0..queues {
+                    let signals = device.add_signals().map_err(setup)?;
+                    let engine = raw_engine(&file, engine, signals).map_err(setup)?;
+                    device.add_worker(index, queue, engine, &shared, jail).map_err(setup)?;
+                }
+            }
+            Some(OverlayPlan { path: delta, file: delta_file }) => {
+                let disk = Overlay::open(&file, delta_file, len_bytes)
+                    .map_err(|source| BlockError::Overlay { path: delta, source })?;
+                let signals = device.add_signals().map_err(setup)?;
+                let engine = Engine::Blocking(Blocking::new(Box::new(disk), signals));
+                device.add_worker(index, 0, engine, &shared, jail).map_err(setup)?;
+            }
+        }
+        device.file = Some(file);
+        Ok(device)
+    }
+
+    fn idle(shared: &Shared, queues: u16) -> Self {
+        Self {
+            geometry: shared.geometry,
+            features: config::features(shared.geometry.read_only, queues),
+            config: config::space(shared.geometry.sectors, queues).to_vec(),
             queue_sizes: vec![config::QUEUE_SIZE; usize::from(queues)],
             doorbells: Vec::new(),
             workers: Vec::new(),
             active: false,
-            _file: Arc::clone(&file),
-        };
-        for queue in 0..queues {
-            let signals = Signals { doorbell: EventFd::new(0)?, mailbox: EventFd::new(0)? };
-            let mailbox = Arc::new(Mailbox::new(signals.mailbox.try_clone()?));
-            device.doorbells.push(signals.doorbell.try_clone()?);
-            let engine = raw_engine(&file, engine, signals)?;
-            let worker = Worker::new(engine, Arc::clone(&mailbox), shared.clone());
-            let name = format!("blk{index}.{queue}");
-            let thread = jail.spawn(Role::Block, &name, move || worker.run())?;
-            device.workers.push(Running { mailbox, thread });
+            file: None,
         }
-        Ok(device)
+    }
+
+    fn add_signals(&mut self) -> io::Result<Signals> {
+        let signals = Signals { doorbell: EventFd::new(0)?, mailbox: EventFd::new(0)? };
+        self.doorbells.push(signals.doorbell.try_clone()?);
+        Ok(signals)
+    }
+
+    fn add_worker(
+        &mut self,
+        index: usize,
+        queue: u16,
+        engine: Engine<Pending>,
+        shared: &Shared,
+        jail: Jail,
+    ) -> io::Result<()> {
+        let mailbox = Arc::new(Mailbox::new(engine.mailbox().try_clone()?));
+        let worker = Worker::new(engine, Arc::clone(&mailbox), shared.clone());
+        let name = format!("blk{index}.{queue}");
+        let thread = jail.spawn(Role::Block, &name, move || worker.run())?;
+        self.workers.push(Running { mailbox, thread });
+        Ok(())
     }
 
     /// What a snapshot keeps of the device.
@@ -196,8 +229,9 @@ impl VirtioDevice for Block {
         }
         let write_through = features & (1 << config::FLUSH) == 0;
         self.active = true;
-        for (queue, worker) in queues.into_iter().zip(&self.workers) {
+        for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };
+            let worker = self.workers.get(index).ok_or(ActivateError::WorkerGone)?;
             let active = start(queue, &interrupt, &ram, write_through);
             if !worker.mailbox.post(Command::Activate(Box::new(active))) {
                 return Err(ActivateError::WorkerGone);

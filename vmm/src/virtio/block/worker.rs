@@ -36,6 +36,8 @@ pub(super) struct Pending {
     /// Ranges still to be done, last one first.
     rest: Vec<Extent>,
     discard: bool,
+    /// What was done must still be made durable.
+    sync: bool,
 }
 
 /// What every worker of a disk knows of it.
@@ -157,6 +159,7 @@ impl Worker {
             data_bytes: 0,
             rest: Vec::new(),
             discard: false,
+            sync: false,
         };
         self.engine.submit(Op::Flush, 0, &[], pending);
         loop {
@@ -218,13 +221,15 @@ impl Worker {
     fn take_one(&mut self, active: &mut Active, chain: Chain) {
         match self.decide(active, &chain) {
             Ok(Next::Submit { op, offset, data_bytes }) => {
-                let pending = Pending { chain, data_bytes, rest: Vec::new(), discard: false };
+                let pending =
+                    Pending { chain, data_bytes, rest: Vec::new(), discard: false, sync: false };
                 self.engine.submit(op, offset, &self.bufs, pending);
             }
             Ok(Next::Ranges { mut extents, discard }) => {
                 extents.retain(|extent| extent.len_bytes > 0);
                 extents.reverse();
-                let pending = Pending { chain, data_bytes: 0, rest: extents, discard };
+                let sync = active.write_through && !extents.is_empty();
+                let pending = Pending { chain, data_bytes: 0, rest: extents, discard, sync };
                 self.advance(active, pending);
             }
             Ok(Next::Answer { data_bytes }) => self.answer(active, chain, STATUS_OK, data_bytes),
@@ -270,6 +275,10 @@ impl Worker {
     /// Submits a request's next range, or answers it when none is left.
     fn advance(&mut self, active: &mut Active, mut pending: Pending) {
         let Some(extent) = pending.rest.pop() else {
+            if std::mem::take(&mut pending.sync) {
+                self.engine.submit(Op::Flush, 0, &[], pending);
+                return;
+            }
             self.answer(active, pending.chain, STATUS_OK, pending.data_bytes);
             return;
         };
