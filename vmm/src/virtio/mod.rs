@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod interrupt;
 pub mod queue;
+pub mod vsock;
 
 use std::sync::Arc;
 
