@@ -2,6 +2,7 @@
 //!
 //! Invariant: every segment lies inside guest RAM; it was checked when the chain was popped.
 
+use smallvec::SmallVec;
 use vm_memory::GuestAddress;
 
 use crate::memory::{GuestRam, MemoryError};
@@ -31,43 +32,58 @@ pub enum ChainError {
     Memory(#[source] MemoryError),
 }
 
+/// Segments of one chain; short chains, the usual ones, need no allocation.
+pub(super) type Segments = SmallVec<[Segment; 4]>;
+
 /// A popped chain; it must go back to its queue through [`Self::complete`].
 #[must_use = "a chain that is not completed hangs the guest"]
 #[derive(Debug)]
 pub struct Chain {
     head: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    segments: Segments,
+    /// How many of `segments`, from the start, the device may read.
+    readable: usize,
 }
 
 impl Chain {
     /// A chain that starts at descriptor `head`.
     pub fn new(head: u16, readable: Vec<Segment>, writable: Vec<Segment>) -> Self {
-        Self { head, readable, writable }
+        let readable_count = readable.len();
+        Self::from_segments(head, readable.into_iter().chain(writable).collect(), readable_count)
+    }
+
+    pub(super) fn from_segments(head: u16, segments: Segments, readable: usize) -> Self {
+        Self { head, segments, readable }
+    }
+
+    /// The first descriptor's index, which no other chain under way has when the driver keeps the rules.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head
     }
 
     /// What the driver wrote for the device, in order.
     #[must_use]
     pub fn readable(&self) -> &[Segment] {
-        &self.readable
+        self.segments.get(..self.readable).unwrap_or_default()
     }
 
     /// Where the device may write, in order.
     #[must_use]
     pub fn writable(&self) -> &[Segment] {
-        &self.writable
+        self.segments.get(self.readable..).unwrap_or_default()
     }
 
     /// Bytes in the readable part.
     #[must_use]
     pub fn readable_len(&self) -> u64 {
-        total(&self.readable)
+        total(self.readable())
     }
 
     /// Bytes in the writable part.
     #[must_use]
     pub fn writable_len(&self) -> u64 {
-        total(&self.writable)
+        total(self.writable())
     }
 
     /// Copies from the readable part, `offset` bytes after its start, filling `out`.
@@ -76,7 +92,7 @@ impl Chain {
     /// [`ChainError::TooShort`] when the part ends first.
     pub fn read(&self, ram: &GuestRam, offset: u64, out: &mut [u8]) -> Result<(), ChainError> {
         let len = out.len();
-        each_piece(&self.readable, offset, len, |addr, range| {
+        each_piece(self.readable(), offset, len, |addr, range| {
             out.get_mut(range).map_or(Ok(()), |piece| ram.read(addr, piece))
         })
     }
@@ -86,14 +102,16 @@ impl Chain {
     /// # Errors
     /// [`ChainError::TooShort`] when the part ends first.
     pub fn write(&self, ram: &GuestRam, offset: u64, data: &[u8]) -> Result<(), ChainError> {
-        each_piece(&self.writable, offset, data.len(), |addr, range| {
+        each_piece(self.writable(), offset, data.len(), |addr, range| {
             data.get(range).map_or(Ok(()), |piece| ram.write(addr, piece))
         })
     }
 
-    /// Ends the work on the chain; `written_bytes` counts from the start of the writable part.
+    /// Ends the work on the chain; `written_bytes` counts from the start of the writable part, and what lies past its end is not
+    /// reported.
     pub fn complete(self, written_bytes: u32) -> Completion {
-        Completion::new(self.head, written_bytes)
+        let room = u32::try_from(self.writable_len()).unwrap_or(u32::MAX);
+        Completion::new(self.head, written_bytes.min(room))
     }
 }
 

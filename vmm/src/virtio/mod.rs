@@ -8,6 +8,8 @@ pub mod chain;
 pub mod interrupt;
 pub mod queue;
 pub mod vsock;
+#[cfg(any(test, fuzzing))]
+pub mod test_driver;
 
 use std::sync::Arc;
 
