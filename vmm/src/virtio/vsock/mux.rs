@@ -28,7 +28,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(10);
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
 /// What a packet of the guest asks of the worker, actions apart.
-#[must_use]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Input {
     /// Nothing.
@@ -73,7 +72,7 @@ pub(super) struct Mux {
     stray_resets: VecDeque<Header>,
     next_host_port: u32,
     wake_at: Option<Duration>,
-    actions: Vec<Action>,
+    actions: VecDeque<Action>,
 }
 
 impl Mux {
@@ -88,13 +87,13 @@ impl Mux {
             stray_resets: VecDeque::new(),
             next_host_port: FIRST_HOST_PORT,
             wake_at: None,
-            actions: Vec::new(),
+            actions: VecDeque::new(),
         }
     }
 
     /// The next thing to do with a host socket. To be asked after every other call until there is none.
     pub(super) fn next_action(&mut self) -> Option<Action> {
-        self.actions.pop()
+        self.actions.pop_front()
     }
 
     /// Streams that exist.
@@ -127,9 +126,7 @@ impl Mux {
     /// A packet came whose length fields contradict each other: its stream can't be trusted to be complete any more.
     pub(super) fn on_malformed(&mut self, header: &Header, now: Duration) {
         let no_op = Header { op: 0, len: 0, ..*header };
-        let Input::Done = self.on_packet(&no_op, now) else {
-            return;
-        };
+        self.on_packet(&no_op, now);
     }
 
     /// A host client was accepted; `None` when there is no place for it.
@@ -291,7 +288,7 @@ impl Mux {
             let asked = self.insert(|id| Stream::asked_by_guest(id, key, header, now));
             if let Some(id) = asked {
                 self.by_key.insert(key, id);
-                self.actions.push(Action::Connect(id, key.host_port));
+                self.actions.push_back(Action::Connect(id, key.host_port));
                 return;
             }
         }
@@ -334,7 +331,7 @@ impl Mux {
     }
 
     /// Changes a stream and draws the consequences: its turn, its times, its end. A stream that has ended is left alone.
-    fn with(&mut self, id: StreamId, change: impl FnOnce(&mut Stream, &mut Vec<Action>)) {
+    fn with(&mut self, id: StreamId, change: impl FnOnce(&mut Stream, &mut VecDeque<Action>)) {
         let Some(slot) = self.slots.get_mut(usize::from(id.index)) else {
             return;
         };
@@ -355,6 +352,9 @@ impl Mux {
                 self.by_key.remove(&stream.key);
             }
             if stream.host == HostSide::Closed {
+                if stream.queued {
+                    self.line.retain(|&queued| queued != id);
+                }
                 slot.stream = None;
                 self.free.push(id.index);
             }

@@ -21,6 +21,9 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a guest may take to end a stream that the host side has left.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// `OK 4294967295` and a newline.
+const MAX_ANSWER_BYTES: usize = 14;
+
 const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// A stream's place in the table; the generation tells a place's streams apart.
@@ -209,7 +212,7 @@ impl Stream {
         &mut self,
         op: Option<Op>,
         header: &Header,
-        actions: &mut Vec<Action>,
+        actions: &mut VecDeque<Action>,
     ) {
         self.note_credit(header);
         match (self.guest, op) {
@@ -226,7 +229,7 @@ impl Stream {
     }
 
     /// Payload of `len` bytes came. True when it must be taken: the caller sends or buffers every byte of it.
-    pub(super) fn on_payload(&mut self, header: &Header, actions: &mut Vec<Action>) -> bool {
+    pub(super) fn on_payload(&mut self, header: &Header, actions: &mut VecDeque<Action>) -> bool {
         self.note_credit(header);
         if self.guest == GuestSide::Resetting {
             return false;
@@ -253,6 +256,7 @@ impl Stream {
     /// `bytes` of an accepted payload could not be sent at once.
     pub(super) fn buffer(&mut self, bytes: &[u8]) {
         if self.host_takes() {
+            self.make_room(bytes.len());
             self.backlog.extend(bytes);
         } else {
             self.forwarded(count(bytes.len()));
@@ -280,7 +284,7 @@ impl Stream {
     }
 
     /// The socket took `bytes` of the backlog.
-    pub(super) fn flushed(&mut self, bytes: usize, actions: &mut Vec<Action>) {
+    pub(super) fn flushed(&mut self, bytes: usize, actions: &mut VecDeque<Action>) {
         let bytes = bytes.min(self.backlog.len());
         self.backlog.drain(..bytes);
         let ours = bytes.min(self.greeting_bytes);
@@ -293,7 +297,7 @@ impl Stream {
         if self.host == HostSide::Lingering {
             self.close_host(actions);
         } else if self.guest_shutdown & SHUTDOWN_SEND != 0 {
-            actions.push(Action::ShutdownWrite(self.id));
+            actions.push_back(Action::ShutdownWrite(self.id));
         }
     }
 
@@ -314,7 +318,7 @@ impl Stream {
     }
 
     /// The host will take no more: what waits for it is dropped.
-    pub(super) fn host_refused(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    pub(super) fn host_refused(&mut self, now: Duration, actions: &mut VecDeque<Action>) {
         let dropped = self.backlog.len() - self.greeting_bytes;
         self.backlog = VecDeque::new();
         self.greeting_bytes = 0;
@@ -327,7 +331,7 @@ impl Stream {
     }
 
     /// The host side is closed both ways; bytes it sent before may still wait to be read.
-    pub(super) fn host_hung_up(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    pub(super) fn host_hung_up(&mut self, now: Duration, actions: &mut VecDeque<Action>) {
         match (self.host, self.guest) {
             (HostSide::Closed | HostSide::Connecting, _) => {}
             (HostSide::Greeting, _) | (_, GuestSide::Asked) => self.abort(actions),
@@ -341,17 +345,17 @@ impl Stream {
     }
 
     /// A time that was set has come.
-    pub(super) fn on_tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    pub(super) fn on_tick(&mut self, now: Duration, actions: &mut VecDeque<Action>) {
         if self.deadline.is_some_and(|at| at <= now) {
             self.abort(actions);
         } else if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
-            actions.push(Action::Connect(self.id, self.key.host_port));
+            actions.push_back(Action::Connect(self.id, self.key.host_port));
         }
     }
 
     /// The stream ends here and now for both sides.
-    pub(super) fn abort(&mut self, actions: &mut Vec<Action>) {
+    pub(super) fn abort(&mut self, actions: &mut VecDeque<Action>) {
         self.close_host(actions);
         self.forget_times();
         (self.guest, self.pending) = match self.guest {
@@ -445,16 +449,17 @@ impl Stream {
         self.host == HostSide::Open && self.told_shutdown & SHUTDOWN_RECEIVE == 0
     }
 
-    fn accepted_by_guest(&mut self, actions: &mut Vec<Action>) {
+    fn accepted_by_guest(&mut self, actions: &mut VecDeque<Action>) {
         self.guest = GuestSide::Open;
+        self.pending &= !pending::REQUEST;
         self.deadline = None;
         let line = format!("OK {}\n", self.key.host_port);
         self.greeting_bytes = line.len();
         self.backlog.extend(line.as_bytes());
-        actions.push(Action::Flush(self.id));
+        actions.push_back(Action::Flush(self.id));
     }
 
-    fn shut_down_by_guest(&mut self, flags: u32, actions: &mut Vec<Action>) {
+    fn shut_down_by_guest(&mut self, flags: u32, actions: &mut VecDeque<Action>) {
         let news = flags & SHUTDOWN_BOTH & !self.guest_shutdown;
         self.guest_shutdown |= news;
         if self.guest_shutdown == SHUTDOWN_BOTH {
@@ -464,15 +469,15 @@ impl Stream {
             return;
         }
         if news & SHUTDOWN_RECEIVE != 0 {
-            actions.push(Action::ShutdownRead(self.id));
+            actions.push_back(Action::ShutdownRead(self.id));
         }
         if news & SHUTDOWN_SEND != 0 && self.backlog.is_empty() {
-            actions.push(Action::ShutdownWrite(self.id));
+            actions.push_back(Action::ShutdownWrite(self.id));
         }
     }
 
     /// A guest that said before that it will send no more has not taken back what it sent.
-    fn reset_by_guest(&mut self, actions: &mut Vec<Action>) {
+    fn reset_by_guest(&mut self, actions: &mut VecDeque<Action>) {
         let finished = self.guest_shutdown & SHUTDOWN_SEND != 0;
         self.guest = GuestSide::Gone;
         self.pending = 0;
@@ -485,7 +490,7 @@ impl Stream {
     }
 
     /// Closes the host socket as soon as it has what the guest sent.
-    fn leave_host(&mut self, actions: &mut Vec<Action>) {
+    fn leave_host(&mut self, actions: &mut VecDeque<Action>) {
         self.forget_times();
         if self.backlog.is_empty() {
             self.close_host(actions);
@@ -494,12 +499,23 @@ impl Stream {
         }
     }
 
-    fn close_host(&mut self, actions: &mut Vec<Action>) {
+    fn close_host(&mut self, actions: &mut VecDeque<Action>) {
         self.backlog = VecDeque::new();
         self.greeting_bytes = 0;
         if self.host != HostSide::Closed {
             self.host = HostSide::Closed;
-            actions.push(Action::Close(self.id));
+            actions.push_back(Action::Close(self.id));
+        }
+    }
+
+    /// Grows the backlog in two steps and never past what the guest's credit can fill.
+    fn make_room(&mut self, bytes: usize) {
+        const SMALL: usize = BUF_ALLOC as usize / 8;
+        const FULL: usize = BUF_ALLOC as usize + MAX_ANSWER_BYTES;
+        let needed = self.backlog.len() + bytes;
+        if needed > self.backlog.capacity() {
+            let target = if needed <= SMALL { SMALL } else { FULL };
+            self.backlog.reserve_exact(target.saturating_sub(self.backlog.len()));
         }
     }
 
