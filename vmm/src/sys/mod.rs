@@ -8,3 +8,4 @@ pub mod random;
 pub mod signal;
 pub mod tty;
 pub mod unix_peer;
+pub mod unix;
