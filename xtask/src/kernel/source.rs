@@ -14,7 +14,7 @@ use crate::setup::{output_of, step};
 
 /// Parts of the tree that no profile compiles: their sources stay in the tarball, their Kconfig files do not.
 const UNUSED: &[&str] = &[
-    "Documentation",
+    "Documentation/*/*",
     "drivers/gpu/*.[ch]",
     "drivers/infiniband/*.[ch]",
     "drivers/media/*.[ch]",
@@ -26,7 +26,8 @@ const UNUSED: &[&str] = &[
     "sound/*.[ch]",
     "tools/testing",
     "tools/perf",
-    "arch/[!x]*",
+    "arch/[!x]*/*.[chS]",
+    "arch/[!x]*/boot",
 ];
 
 /// `kernel/versions.toml`.
