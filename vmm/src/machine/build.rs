@@ -25,6 +25,7 @@ use crate::vcpu::exit::Buses;
 use crate::virtio::block::{Block, BlockError, EngineKind};
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::Transport;
+use crate::virtio::vsock::{BindError, HostSocket, Vsock, VsockError};
 use crate::virtio::{Interrupt, VirtioDevice};
 
 use super::cmdline::{self, Facts};
@@ -66,6 +67,12 @@ pub enum BuildError {
     /// A disk could not be made.
     #[error("{0}")]
     Block(#[source] BlockError),
+    /// The vsock device's host socket.
+    #[error("{0}")]
+    VsockSocket(#[source] BindError),
+    /// The vsock device.
+    #[error("{0}")]
+    Vsock(#[source] VsockError),
     /// A device could not be made.
     #[error("cannot make {what}")]
     Device {
@@ -81,9 +88,9 @@ impl BuildError {
     /// What the user can do about it, one line.
     pub(super) fn fix(&self) -> Option<String> {
         let fix = match self {
-            Self::Kvm(KvmError::Open(_) | KvmError::MissingCapability(_) | KvmError::ApiVersion(_)) => {
-                "`openshell-vmm doctor` says what this host lacks"
-            }
+            Self::Kvm(
+                KvmError::Open(_) | KvmError::MissingCapability(_) | KvmError::ApiVersion(_),
+            ) => "`openshell-vmm doctor` says what this host lacks",
             Self::Memory(_) => "give the machine less memory with --memory",
             Self::TooManyDevices => "give the machine fewer disks",
             _ => return None,
@@ -217,8 +224,12 @@ fn add_others(
     vsock: Option<VsockPlan>,
     jail: Jail,
 ) -> Result<Vec<Arc<Transport>>, BuildError> {
-    let others = vec![slots.add(Box::new(Rng::new()))?];
-    drop((vsock, jail));
+    let mut others = vec![slots.add(Box::new(Rng::new()))?];
+    if let Some(plan) = vsock {
+        let socket = HostSocket::bind(&plan.path).map_err(BuildError::VsockSocket)?;
+        let vsock = Vsock::new(socket, &plan, jail).map_err(BuildError::Vsock)?;
+        others.push(slots.add(Box::new(vsock))?);
+    }
     Ok(others)
 }
 

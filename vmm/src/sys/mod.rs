@@ -7,5 +7,5 @@ pub mod open_file;
 pub mod random;
 pub mod signal;
 pub mod tty;
-pub mod unix_peer;
 pub mod unix;
+pub mod unix_peer;

@@ -10,10 +10,10 @@ pub mod interrupt;
 pub mod lifecycle;
 pub mod queue;
 pub mod rng;
-pub mod vsock;
 #[cfg(any(test, fuzzing))]
 pub mod test_driver;
 pub mod transport;
+pub mod vsock;
 
 use std::sync::Arc;
 

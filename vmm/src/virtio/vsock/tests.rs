@@ -162,8 +162,8 @@ impl Bench {
 
     /// Sends what the device's credit allows of `bytes` now.
     fn send_some(&mut self, key: (u32, u32), bytes: &[u8]) -> usize {
-        let in_flight = self.sent.get(&key).copied().unwrap_or(0)
-            - self.freed.get(&key).copied().unwrap_or(0);
+        let in_flight =
+            self.sent.get(&key).copied().unwrap_or(0) - self.freed.get(&key).copied().unwrap_or(0);
         let credit = (stream::BUF_ALLOC - in_flight).min(TX_BYTES) as usize;
         let take = credit.min(bytes.len());
         if take > 0 {
@@ -250,7 +250,9 @@ fn queues(ram: &Arc<GuestRam>) -> (TestDriver, TestDriver, u64) {
 }
 
 fn pattern(len: usize, seed: u32) -> Vec<u8> {
-    (0..len).map(|i| u8::try_from((i * 31 + (i >> 8) * 7 + seed as usize) & 0xff).unwrap()).collect()
+    (0..len)
+        .map(|i| u8::try_from((i * 31 + (i >> 8) * 7 + seed as usize) & 0xff).unwrap())
+        .collect()
 }
 
 #[test]
@@ -334,9 +336,8 @@ fn eight_mebibytes_each_way_arrive_whole_through_credit() {
         })
         .unwrap();
     let mut source = host.try_clone().unwrap();
-    let writer = std::thread::Builder::new()
-        .spawn(move || source.write_all(&back).unwrap())
-        .unwrap();
+    let writer =
+        std::thread::Builder::new().spawn(move || source.write_all(&back).unwrap()).unwrap();
     let (mut sent, mut got, mut told) = (0, Vec::new(), 0);
     let start = Instant::now();
     while sent < data.len() || got.len() < data.len() {
