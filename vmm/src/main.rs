@@ -1,2 +1,11 @@
-//! The command.
-fn main() {}
+//! The command `openshell-vmm`.
+//!
+//! Invariant: standard output carries guest bytes and data that was asked for; everything else goes to standard error.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main(openshell_vmm::machine::run)
+}

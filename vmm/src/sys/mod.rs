@@ -1,1 +1,11 @@
 //! The unsafe floor: system calls that no crate wraps the way the machine needs them.
+
+pub mod clock;
+pub mod console_io;
+pub mod kick;
+pub mod open_file;
+pub mod random;
+pub mod signal;
+pub mod tty;
+pub mod unix_peer;
+pub mod unix;

@@ -138,7 +138,7 @@ fn each_piece(
         }
         let room = usize::try_from(segment_len - skip).unwrap_or(usize::MAX);
         let take = room.min(len - done);
-        let addr = GuestAddress(segment.addr.0.wrapping_add(skip));
+        let addr = GuestAddress(segment.addr.0.saturating_add(skip));
         copy(addr, done..done + take).map_err(ChainError::Memory)?;
         done += take;
         skip = 0;
@@ -147,5 +147,79 @@ fn each_piece(
         Ok(())
     } else {
         Err(ChainError::TooShort { end: offset.saturating_add(len as u64) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BASE: u64 = 0x1000;
+
+    fn ram() -> GuestRam {
+        GuestRam::anonymous(&[(GuestAddress(0), 1 << 20)]).unwrap()
+    }
+
+    /// Segments of the lengths given, a page apart.
+    fn segments(lens: &[u32]) -> Vec<Segment> {
+        (0..)
+            .zip(lens)
+            .map(|(at, &len_bytes)| Segment { addr: GuestAddress(BASE + 0x1000 * at), len_bytes })
+            .collect()
+    }
+
+    #[test]
+    fn reads_and_writes_stop_at_the_end_of_their_part() {
+        let ram = ram();
+        let chain = Chain::new(0, segments(&[4, 8]), segments(&[3, 5]));
+        assert_eq!((chain.readable_len(), chain.writable_len()), (12, 8));
+        for (offset, len, fits) in [
+            (0, 0, true),
+            (0, 8, true),
+            (8, 0, true),
+            (7, 1, true),
+            (8, 1, false),
+            (0, 9, false),
+            (u64::MAX, 1, false),
+        ] {
+            let result = chain.write(&ram, offset, &vec![1; len]);
+            assert_eq!(result.is_ok(), fits, "{offset} {len}");
+        }
+        assert!(matches!(chain.read(&ram, 10, &mut [0; 3]), Err(ChainError::TooShort { end: 13 })));
+    }
+
+    #[test]
+    fn a_segment_outside_ram_is_an_error() {
+        let outside = vec![Segment { addr: GuestAddress(u64::MAX), len_bytes: 2 }];
+        let chain = Chain::new(0, outside.clone(), outside);
+        assert!(matches!(chain.read(&ram(), 0, &mut [0; 2]), Err(ChainError::Memory(_))));
+        assert!(matches!(chain.write(&ram(), 1, &[0]), Err(ChainError::Memory(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back_over_any_cut(
+            lens in proptest::collection::vec(1..40_u32, 1..8),
+            data in proptest::collection::vec(any::<u8>(), 0..100),
+            offset in 0..300_u64,
+        ) {
+            let ram = ram();
+            let chain = Chain::new(3, segments(&lens), segments(&lens));
+            let mut want = vec![0; usize::try_from(chain.writable_len()).unwrap()];
+            let start = usize::try_from(offset).unwrap();
+            let fits = start + data.len() <= want.len();
+            prop_assert_eq!(chain.write(&ram, offset, &data).is_ok(), fits || data.is_empty());
+            if fits {
+                want[start..start + data.len()].copy_from_slice(&data);
+                let mut all = vec![0xee; want.len()];
+                chain.read(&ram, 0, &mut all).unwrap();
+                prop_assert_eq!(all, want);
+                let mut piece = vec![0xee; data.len()];
+                chain.read(&ram, offset, &mut piece).unwrap();
+                prop_assert_eq!(piece, data);
+            }
+        }
     }
 }

@@ -7,9 +7,13 @@
 pub mod block;
 pub mod chain;
 pub mod interrupt;
+pub mod lifecycle;
 pub mod queue;
+pub mod rng;
+pub mod vsock;
 #[cfg(any(test, fuzzing))]
 pub mod test_driver;
+pub mod transport;
 
 use std::sync::Arc;
 
@@ -20,6 +24,7 @@ use crate::memory::GuestRam;
 pub use chain::{Chain, ChainError, Segment};
 pub use interrupt::Interrupt;
 pub use queue::{Completion, Queue, QueueError};
+pub use transport::Transport;
 
 /// Device IDs of VIRTIO 1.2 section 5 that this VMM serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 //! [`MAX_CHAIN`] descriptors (or the queue's size), all inside guest RAM, and no more chains at a time than the queue has
 //! descriptors. One thread owns a queue; its driver runs beside it on vCPUs.
 
+#[cfg(any(test, fuzzing))]
+pub mod model;
 mod walk;
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl TestDriver {
             let next = if more { at } else { 0 };
             bytes.extend(descriptor_bytes((addr, len, flags_of(writable, more), next)));
         }
-        self.ram.write(GuestAddress(table), &bytes).expect("tables lie in RAM");
+        self.raw_memory(table, &bytes);
         let len = u32::try_from(bytes.len()).expect("tables are small");
         self.raw_descriptor(head, (table, len, DESC_F_INDIRECT, 0));
         self.in_flight[usize::from(head)] = vec![head];
@@ -185,6 +185,14 @@ impl TestDriver {
     pub fn set_interrupts(&self, wanted: bool) {
         self.avail.store_u16(0, u16::from(!wanted));
         fence(Ordering::SeqCst);
+    }
+
+    /// Writes `bytes` anywhere in RAM.
+    ///
+    /// # Panics
+    /// When it is not in RAM.
+    pub fn raw_memory(&self, addr: u64, bytes: &[u8]) {
+        self.ram.write(GuestAddress(addr), bytes).expect("the address lies in RAM");
     }
 
     /// Writes a descriptor as it is: address, length, flags, next.

@@ -4,7 +4,7 @@
 
 use vm_memory::GuestAddress;
 
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, RamRange};
 use crate::virtio::chain::{Chain, Segment, Segments};
 
 use super::{
@@ -73,7 +73,7 @@ impl Draft {
         if self.total_bytes > 1 << 32 {
             return Err(QueueError::TooManyBytes { head: self.head });
         }
-        if !queue.ram.contains(GuestAddress(addr), u64::from(len_bytes)) {
+        if !queue.is_in_ram(addr, len_bytes) {
             return Err(QueueError::BufferOutsideRam { addr, len_bytes });
         }
         self.segments.push(Segment { addr: GuestAddress(addr), len_bytes });
@@ -124,7 +124,7 @@ impl Queue {
             return Err(QueueError::IndirectLength { len_bytes });
         }
         let len = u16::try_from(entries).map_err(|_| QueueError::IndirectLength { len_bytes })?;
-        if !self.ram.contains(GuestAddress(addr), u64::from(len_bytes)) {
+        if !self.is_in_ram(addr, len_bytes) {
             let source = MemoryError::OutOfRange { addr, len_bytes: u64::from(len_bytes) };
             return Err(QueueError::IndirectTable(source));
         }
@@ -153,6 +153,16 @@ impl Queue {
             index = descriptor.next;
         }
         Err(QueueError::ChainTooLong { head: draft.head })
+    }
+
+    /// Whether the bytes lie in one range of RAM: asked for every descriptor, so that it looks no host address up.
+    fn is_in_ram(&self, addr: u64, len_bytes: u32) -> bool {
+        let within = |range: &RamRange| {
+            let offset = addr.checked_sub(range.start.0);
+            let room = offset.and_then(|offset| range.len_bytes.checked_sub(offset));
+            room.is_some_and(|room| u64::from(len_bytes) <= room)
+        };
+        self.ram.ranges().iter().any(within)
     }
 
     fn table_entry(&self, table: u64, index: u16) -> Result<[u8; DESC_BYTES], QueueError> {

@@ -1,0 +1,181 @@
+//! `run`: boots a machine and ends with what it came to.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use openshell_vmm::config::failure::SpecError;
+use openshell_vmm::config::kernel::KernelPlaces;
+use openshell_vmm::config::plan::Plan;
+use openshell_vmm::config::spec::{
+    ConsoleSpec, DiskSpec, MemorySize, Spec, TablesSpec, TimeLimit, TraceFormat, VsockSpec,
+};
+use openshell_vmm::config::{open, toml_file};
+use openshell_vmm::explain::Explain;
+use openshell_vmm::report::json::{self, Document, Trace};
+use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Source, Verdict, text};
+
+use super::failure::Failure;
+
+/// Boot a machine from a disk and run it to its end
+///
+/// The guest's console is on standard input and output; everything else is said on standard error.
+///
+/// Exit codes: the guest's own; 124 when --timeout ran out; 125 when there is no guest status (bad arguments, a host that
+/// cannot, a guest kernel that panicked); 128+N when signal N ended the run. A guest may use these numbers itself:
+/// scripts read --result.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Raw disk image or block device; the first is the root disk, /dev/vda
+    ///
+    /// It is opened read-write in place, and locked. `ro` makes it read-only; `overlay=F` keeps what the guest writes in
+    /// F and leaves the image alone; `iops=N` and `bw=SIZE` limit operations and bytes per second.
+    #[arg(
+        long = "disk",
+        value_name = "FILE[,ro][,overlay=F][,iops=N][,bw=SIZE]",
+        help_heading = "Machine"
+    )]
+    disks: Vec<OsString>,
+    /// Guest kernel: an uncompressed ELF or a bzImage [default: the installed one, see `kernel path`]
+    #[arg(long, value_name = "FILE", alias = "kernel-image", help_heading = "Machine")]
+    kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    initrd: Option<PathBuf>,
+    /// Add to the kernel command line
+    #[arg(
+        long,
+        value_name = "TEXT",
+        alias = "kernel-args",
+        allow_hyphen_values = true,
+        help_heading = "Machine"
+    )]
+    append: Option<String>,
+    /// Number of CPUs, 1 to 32 [default: 1]
+    #[arg(short, long, value_name = "N", alias = "cpu", help_heading = "Machine")]
+    cpus: Option<String>,
+    /// Memory: 512M, 4Gi, or a bare number of MiB; rounded up to 2 MiB [default: 512M]
+    #[arg(short, long, value_name = "SIZE", alias = "mem", help_heading = "Machine")]
+    memory: Option<String>,
+    /// Serve virtio-vsock at this socket; port N of the guest is at PATH_N
+    #[arg(long, value_name = "PATH[,cid=N]", help_heading = "Machine")]
+    vsock: Option<OsString>,
+    /// How the guest finds its devices; auto goes by the kernel
+    #[arg(
+        long,
+        value_name = "HOW",
+        value_parser = clap::builder::PossibleValuesParser::new(TablesSpec::NAMES),
+        help_heading = "Machine"
+    )]
+    tables: Option<String>,
+    /// Where the guest's serial console goes [default: stdio]
+    #[arg(long, value_name = "stdio|file=F|none", help_heading = "Run")]
+    console: Option<OsString>,
+    /// Stop the machine after this time: 30s, 5m, or a bare number of seconds
+    #[arg(long, value_name = "TIME", help_heading = "Run")]
+    timeout: Option<String>,
+    /// Print how long each phase of the boot took, as a table or as one line of JSON
+    #[arg(
+        long,
+        value_name = "text|json",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text",
+        value_parser = ["text", "json"],
+        hide_possible_values = true,
+        help_heading = "Run"
+    )]
+    boot_trace: Option<String>,
+    /// Write how the run ended to FILE, as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    result: Option<PathBuf>,
+    /// Read what is not given here from a TOML file; it takes the long names of these flags
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    config: Option<PathBuf>,
+    /// Leave threads unconfined, to debug
+    #[arg(long, help_heading = "Run")]
+    no_seccomp: bool,
+}
+
+impl RunArgs {
+    /// What the flags say, completed by the file they name.
+    fn into_spec(self) -> Result<Spec, SpecError> {
+        let flags = Spec {
+            disks: self.disks.iter().map(|disk| DiskSpec::parse(disk)).collect::<Result<_, _>>()?,
+            kernel: self.kernel,
+            initrd: self.initrd,
+            append: self.append,
+            cpus: self.cpus.as_deref().map(Spec::parse_cpus).transpose()?,
+            memory: self.memory.as_deref().map(MemorySize::parse).transpose()?,
+            vsock: self.vsock.as_deref().map(VsockSpec::parse).transpose()?,
+            console: self.console.as_deref().map(ConsoleSpec::parse).transpose()?,
+            timeout: self.timeout.as_deref().map(TimeLimit::parse).transpose()?,
+            tables: self.tables.as_deref().and_then(TablesSpec::named),
+            seccomp: self.no_seccomp.then_some(false),
+            boot_trace: self.boot_trace.map(|format| match format.as_str() {
+                "json" => TraceFormat::Json,
+                _ => TraceFormat::Text,
+            }),
+            result: self.result,
+        };
+        match self.config {
+            Some(path) => Ok(flags.or(toml_file::read(&path)?)),
+            None => Ok(flags),
+        }
+    }
+}
+
+/// Runs `machine` on what `args` ask for, and tells how it ended. Returns the exit code.
+pub(super) fn run<E: Explain>(
+    args: RunArgs,
+    machine: impl FnOnce(Plan, BootTrace) -> Result<Outcome, E>,
+) -> Result<u8, Failure> {
+    let mut trace = BootTrace::of_process();
+    let result = args.result.clone();
+    let failed = |failure: Failure| tell_failure(failure, result.as_deref());
+    let spec = args.into_spec().map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
+    let failed = |failure: Failure| tell_failure(failure, spec.result.as_deref());
+    let plan = open::open(&spec, &KernelPlaces::of_process())
+        .map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
+    trace.mark(Phase::ProcessStart);
+    let mut outcome =
+        machine(plan, trace).map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
+    let verdict = Verdict::of(&outcome);
+    super::say(&text::ending(&outcome, &verdict));
+    outcome.trace.mark(Phase::Exit);
+    match spec.boot_trace {
+        None => {}
+        Some(TraceFormat::Text) => super::say(&text::boot_trace(&outcome.trace)),
+        Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
+    }
+    if let Some(path) = &spec.result {
+        write_result(path, &Document::of(&outcome, &verdict))?;
+    }
+    Ok(verdict.code)
+}
+
+/// Leaves a record of a run that did not start, for scripts that read the result and not the exit code.
+fn tell_failure(failure: Failure, result: Option<&Path>) -> Failure {
+    let Some(path) = result else { return failure };
+    let verdict = Verdict {
+        source: Source::Vmm,
+        code: failure.code,
+        what: failure.what.clone(),
+        why: failure.why.clone(),
+        fix: failure.fix.clone(),
+        registers: None,
+        failed: true,
+    };
+    // The failure itself is what must be told; a result that cannot be written is told only when nothing else is.
+    drop(write_result(path, &Document::of_failure(&verdict)));
+    failure
+}
+
+fn write_result(path: &Path, document: &Document) -> Result<(), Failure> {
+    json::write(path, document).map_err(|error| Failure {
+        what: format!("cannot write the result file {}", path.display()),
+        why: Some(error.to_string()),
+        fix: Some("check that its directory can be written".to_owned()),
+        code: CODE_VMM,
+    })
+}
