@@ -26,6 +26,9 @@ const SUBMIT_ENTRIES: u32 = 64;
 /// Room for every operation and both signals.
 const COMPLETION_ENTRIES: u32 = 512;
 
+/// IORING_ENTER_GETEVENTS: completions that are ready are handed out, also without waiting.
+const ENTER_GETEVENTS: u32 = 1;
+
 const DISK: Fixed = Fixed(0);
 const DOORBELL: usize = 0;
 const MAILBOX: usize = 1;
@@ -161,10 +164,15 @@ impl<T> Uring<T> {
         self.armed[signal] = true;
     }
 
-    fn enter(&self, timeout: Option<Duration>) -> io::Result<()> {
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let entries = u32::try_from(self.ring.submission().len()).unwrap_or(u32::MAX);
         let submitter = self.ring.submitter();
         let entered = match timeout {
             None => submitter.submit_and_wait(1),
+            Some(Duration::ZERO) => {
+                // SAFETY: no argument is passed, and every entry in the queue was pushed under the rules of `push`.
+                unsafe { submitter.enter::<libc::sigset_t>(entries, 0, ENTER_GETEVENTS, None) }
+            }
             Some(limit) => {
                 let limit = Timespec::from(limit);
                 submitter.submit_with_args(1, &SubmitArgs::new().timespec(&limit))

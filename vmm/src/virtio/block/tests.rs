@@ -20,7 +20,8 @@ const STATUS: u64 = 0x11_0000;
 const DATA: u64 = 0x20_0000;
 const FLUSH: u64 = 1 << config::FLUSH;
 const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Blocking];
-const JAIL: Jail = Jail { seccomp: false };
+/// Workers run under their filter: a system call outside it would kill the test.
+const JAIL: Jail = Jail { seccomp: true };
 
 /// A device with its driver.
 struct Rig {

@@ -15,8 +15,9 @@ use crate::virtio::{Chain, Interrupt, Queue, QueueError};
 use super::mailbox::{Command, Mailbox};
 use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK, finish};
 
-/// Chains taken before completions and the mailbox get their turn.
-const BATCH: usize = 256;
+/// Chains taken before they are submitted and completions are answered. Where the page cache answers at once, the driver then works on
+/// one batch while the next is served, instead of both taking turns at the whole queue.
+const BATCH: usize = 32;
 
 /// What a worker has while its driver is ready.
 #[derive(Debug)]
