@@ -29,8 +29,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
     // SAFETY: the descriptor was just made and nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: `address` outlives the call and `len` is at most its size.
-    let result =
-        unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -44,8 +43,7 @@ pub fn connect(path: &Path) -> io::Result<UnixStream> {
 pub fn peek(socket: BorrowedFd<'_>, out: &mut [u8]) -> io::Result<usize> {
     let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
     // SAFETY: the kernel writes at most `out.len()` bytes, into `out`.
-    let got =
-        unsafe { libc::recv(socket.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), flags) };
+    let got = unsafe { libc::recv(socket.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), flags) };
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
@@ -78,8 +76,8 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
         *slot = libc::c_char::from_ne_bytes([byte]);
     }
     let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
-    let len = libc::socklen_t::try_from(len)
-        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let len =
+        libc::socklen_t::try_from(len).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     Ok((address, len))
 }
 

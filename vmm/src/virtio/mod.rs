@@ -7,9 +7,9 @@
 pub mod chain;
 pub mod interrupt;
 pub mod queue;
-pub mod vsock;
 #[cfg(any(test, fuzzing))]
 pub mod test_driver;
+pub mod vsock;
 
 use std::sync::Arc;
 

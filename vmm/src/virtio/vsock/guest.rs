@@ -7,9 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::memory::{GuestAddress, GuestRam};
-use crate::virtio::{
-    Activation, Chain, Completion, Interrupt, Queue, QueueError, Segment,
-};
+use crate::virtio::{Activation, Chain, Completion, Interrupt, Queue, QueueError, Segment};
 
 use super::host::Host;
 use super::mux::{HostRead, Input};

@@ -197,9 +197,9 @@ impl Host {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             self.mux.host_hung_up(id, self.now());
         }
-        if events.intersects(
-            EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR,
-        ) {
+        if events
+            .intersects(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR)
+        {
             self.mux.set_readable(id);
         }
         self.act();

@@ -102,8 +102,7 @@ impl Vsock {
         let Some(worker) = self.worker.take() else { return Ok(()) };
         self.command(worker::Command::Stop);
         self.active = false;
-        let socket =
-            worker.join().map_err(|_| io::Error::other("the vsock worker panicked"))?;
+        let socket = worker.join().map_err(|_| io::Error::other("the vsock worker panicked"))?;
         drop(socket);
         Ok(())
     }
@@ -128,9 +127,10 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.guest_cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte =
-                usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = config.into_iter().skip(skip).chain(std::iter::repeat(0));
+        for (byte, value) in data.iter_mut().zip(rest) {
+            *byte = value;
         }
     }
 

@@ -278,11 +278,6 @@ impl Stream {
         if self.writable { self.backlog.as_slices() } else { (&[], &[]) }
     }
 
-    /// Bytes that wait for the host.
-    pub(super) fn backlog_bytes(&self) -> usize {
-        self.backlog.len()
-    }
-
     /// The socket took `bytes` of the backlog.
     pub(super) fn flushed(&mut self, bytes: usize, actions: &mut VecDeque<Action>) {
         let bytes = bytes.min(self.backlog.len());
