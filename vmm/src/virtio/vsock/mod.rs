@@ -5,6 +5,8 @@
 //! the credit given to them; nothing the guest sends can make it grow. One worker thread owns queues and sockets while the device
 //! is active.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guest;
 mod host;
 mod listener;

@@ -97,7 +97,7 @@ impl Mux {
     }
 
     /// Streams that exist, in all states together.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
