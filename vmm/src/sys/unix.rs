@@ -73,7 +73,7 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     address.sun_family = libc::sa_family_t::try_from(libc::AF_UNIX)
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     for (slot, &byte) in address.sun_path.iter_mut().zip(bytes) {
-        *slot = libc::c_char::from_ne_bytes([byte]);
+        *slot = libc::c_char::from_le_bytes([byte]);
     }
     let len = std::mem::offset_of!(libc::sockaddr_un, sun_path) + bytes.len() + 1;
     let len =

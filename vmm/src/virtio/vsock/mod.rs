@@ -5,6 +5,8 @@
 //! the credit given to them; nothing the guest sends can make it grow. One worker thread owns queues and sockets while the device
 //! is active.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guest;
 mod host;
 mod listener;
@@ -127,8 +129,10 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.guest_cid.to_le_bytes();
-        for (at, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(at).ok().and_then(|at| config.get(at)).copied().unwrap_or(0);
+        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+        let rest = config.into_iter().skip(skip).chain(std::iter::repeat(0));
+        for (byte, value) in data.iter_mut().zip(rest) {
+            *byte = value;
         }
     }
 

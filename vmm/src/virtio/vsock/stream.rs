@@ -278,11 +278,6 @@ impl Stream {
         if self.writable { self.backlog.as_slices() } else { (&[], &[]) }
     }
 
-    /// Bytes that wait for the host.
-    pub(super) fn backlog_bytes(&self) -> usize {
-        self.backlog.len()
-    }
-
     /// The socket took `bytes` of the backlog.
     pub(super) fn flushed(&mut self, bytes: usize, actions: &mut VecDeque<Action>) {
         let bytes = bytes.min(self.backlog.len());
@@ -540,4 +535,45 @@ impl Stream {
 /// Buffers are far below 4 GiB; a count that were not would only be too small.
 fn count(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credit_counts_across_the_32_bit_wrap() {
+        let id = StreamId { index: 0, generation: 1 };
+        let key = Key { guest_port: 1, host_port: 2 };
+        let header = |len, fwd_cnt| Header {
+            src_cid: 3,
+            dst_cid: HOST_CID,
+            src_port: 1,
+            dst_port: 2,
+            len,
+            kind: TYPE_STREAM,
+            op: Op::ReadWrite as u16,
+            flags: 0,
+            buf_alloc: 1000,
+            fwd_cnt,
+        };
+        let start = u32::MAX - 99;
+        let request = header(0, start);
+        let mut stream = Stream::asked_by_guest(id, key, &request, Duration::ZERO);
+        stream.connected();
+        (stream.sent_cnt, stream.received_cnt) = (start, start);
+        (stream.fwd_cnt, stream.told_fwd_cnt) = (start, start);
+        let mut actions = VecDeque::new();
+
+        assert_eq!(stream.payload_header(300, 3).len, 300);
+        assert_eq!(stream.credit(), 700);
+        assert!(stream.on_payload(&header(BUF_ALLOC, 200), &mut actions));
+        assert_eq!(stream.credit(), 1000, "all 300 bytes were read, 200 past the wrap");
+        stream.forwarded(BUF_ALLOC);
+        assert_eq!(stream.fwd_cnt, BUF_ALLOC - 100);
+        assert_ne!(stream.pending & pending::CREDIT_UPDATE, 0);
+        assert!(stream.on_payload(&header(BUF_ALLOC, 200), &mut actions));
+        assert!(!stream.on_payload(&header(1, 200), &mut actions), "one byte past the credit");
+        assert_eq!(stream.guest, GuestSide::Resetting);
+    }
 }
