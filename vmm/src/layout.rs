@@ -20,7 +20,7 @@ pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// One page that KVM on some processors needs for real mode.
 pub const IDENTITY_MAP_ADDR: u64 = 0xfffb_c000;
 /// Three pages that KVM on some processors needs for real mode.
-pub const TSS_ADDR: u64 = 0xfffb_d000;
+pub const TSS_ADDR: usize = 0xfffb_d000;
 
 /// Number of I/O APIC pins.
 pub const GSI_COUNT: u32 = 24;

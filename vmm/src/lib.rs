@@ -10,14 +10,22 @@
 //! checked. [`machine`] builds the plan into threads and runs it. What must flow up (an exit, a reset, a fault) is a
 //! value that is returned or sent, never a call.
 
+pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod console_tail;
+pub mod devices;
+pub mod disk;
+pub mod event;
 pub mod doctor;
 pub mod explain;
 pub mod jail;
+pub mod kvm;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod report;
 pub mod sys;
+pub mod trace;
+pub mod vcpu;
 pub mod virtio;

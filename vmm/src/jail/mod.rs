@@ -1,6 +1,16 @@
-//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs.
+//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs; the event loop's
+//! thread calls [`Jail::confine`] once everything is open.
 //!
-//! Invariant: no thread runs guest-driven code before its filter is on.
+//! Invariant: no thread runs guest-driven code before its filter is on. A system call outside the filter ends the process, with the
+//! terminal given back.
+
+mod filters;
+mod seccomp;
+
+#[cfg(test)]
+mod calls;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::thread::JoinHandle;
@@ -28,15 +38,42 @@ pub struct Jail {
 impl Jail {
     /// Starts a named thread with the filter of `role` on.
     ///
+    /// Should the host refuse the filter inside the new thread, which takes a shortage of memory, the process ends: `body` never runs
+    /// unconfined.
+    ///
     /// # Errors
-    /// What the host said when the thread could not start.
+    /// What the host said when the thread could not start, or when it knows no filters.
     pub fn spawn<T: Send + 'static>(
         self,
         role: Role,
         name: &str,
         body: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<JoinHandle<T>> {
-        let _ = role;
-        std::thread::Builder::new().name(name.to_owned()).spawn(body)
+        // Here rather than in the thread, so that what can fail is reported and threads of a role share one compilation.
+        self.prepare(role)?;
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            if self.confine(role).is_err() {
+                seccomp::end_unconfined();
+            }
+            body()
+        })
+    }
+
+    /// Puts the filter of `role` on the calling thread, for good. Threads that it starts later inherit the filter, so it starts none.
+    ///
+    /// # Errors
+    /// What the host said; the thread is then not confined.
+    pub fn confine(self, role: Role) -> io::Result<()> {
+        self.prepare(role)?;
+        seccomp::forbid_new_privileges()?;
+        if self.seccomp { seccomp::install(seccomp::program(role)?) } else { Ok(()) }
+    }
+
+    fn prepare(self, role: Role) -> io::Result<()> {
+        if self.seccomp {
+            seccomp::prepare_process()?;
+            seccomp::program(role)?;
+        }
+        Ok(())
     }
 }

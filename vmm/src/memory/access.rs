@@ -112,6 +112,13 @@ impl IoBuf {
         Self { ptr: bytes.as_mut_ptr(), len: bytes.len() }
     }
 
+    /// The part of it that starts `from` bytes in, `len` bytes long; `None` when it ends before.
+    #[must_use]
+    pub fn part(&self, from: usize, len: usize) -> Option<Self> {
+        let end = from.checked_add(len)?;
+        (end <= self.len).then(|| Self { ptr: self.ptr.wrapping_add(from), len })
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
@@ -144,6 +151,7 @@ mod tests {
     #[should_panic(expected = "window offset")]
     fn a_window_refuses_what_lies_past_it() {
         let ram = Arc::new(GuestRam::anonymous(&[(GuestAddress(0), 2 << 20)]).unwrap());
-        let _ = ram.window(GuestAddress(0x100), 16, 16).unwrap().read::<4>(13);
+        let window = ram.window(GuestAddress(0x100), 16, 16).unwrap();
+        assert_eq!(window.read::<4>(13), [0; 4]);
     }
 }

@@ -10,6 +10,7 @@
 
 mod access;
 mod region;
+mod transfer;
 
 pub use access::{IoBuf, Window};
 pub use region::{GuestRam, MemoryError, RamRange};

@@ -6,14 +6,14 @@
 pub mod json;
 pub mod panic;
 pub mod text;
-pub mod trace;
 mod verdict;
 
-pub use trace::{BootTrace, Phase};
 pub use verdict::{CODE_TIMEOUT, CODE_VMM, Source, Verdict};
 
 use crate::bus::GuestExit;
 use crate::console_tail::ConsoleTail;
+pub use crate::kvm::Registers;
+pub use crate::trace::{BootTrace, Phase};
 
 /// Everything known about a machine that has stopped.
 #[derive(Debug)]
@@ -75,29 +75,6 @@ pub enum End {
         /// What can be done.
         fix: Option<String>,
     },
-}
-
-/// Registers of a vCPU that matter when it cannot go on.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[expect(missing_docs, reason = "the processor's own names")]
-pub struct Registers {
-    pub rip: u64,
-    pub rsp: u64,
-    pub rflags: u64,
-    pub rax: u64,
-    pub rbx: u64,
-    pub rcx: u64,
-    pub rdx: u64,
-    pub rsi: u64,
-    pub rdi: u64,
-    pub rbp: u64,
-    pub cr0: u64,
-    pub cr2: u64,
-    pub cr3: u64,
-    pub cr4: u64,
-    pub efer: u64,
-    pub cs: u16,
-    pub ss: u16,
 }
 
 #[cfg(test)]

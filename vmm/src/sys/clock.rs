@@ -1,5 +1,7 @@
 //! Clocks that the standard library does not read.
 
+#![expect(unsafe_code, reason = "the process clock has no safe wrapper")]
+
 use std::time::Duration;
 
 /// The processor time that this process has used, in user and kernel mode.

@@ -1,5 +1,7 @@
 //! Flags of an open file.
 
+#![expect(unsafe_code, reason = "system calls that no crate wraps")]
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;

@@ -1,5 +1,7 @@
 //! Who is at the other end of a Unix socket.
 
+#![expect(unsafe_code, reason = "system calls that no crate wraps")]
+
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;

@@ -15,6 +15,7 @@ const CONFIG_CHANGE: u32 = 1 << 1;
 struct Shared {
     status: AtomicU32,
     needs_reset: AtomicBool,
+    config_generation: AtomicU32,
     line: EventFd,
 }
 
@@ -29,6 +30,7 @@ impl Interrupt {
         Self(Arc::new(Shared {
             status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
             line,
         }))
     }
@@ -46,6 +48,7 @@ impl Interrupt {
 
     /// Tells the driver that the configuration changed.
     pub fn raise_config(&self) {
+        self.0.config_generation.fetch_add(1, Ordering::SeqCst);
         self.raise(CONFIG_CHANGE);
     }
 
@@ -59,6 +62,12 @@ impl Interrupt {
     #[must_use]
     pub fn device_failed(&self) -> bool {
         self.0.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// The ConfigGeneration register: another value after each [`Self::raise_config`].
+    #[must_use]
+    pub fn config_generation(&self) -> u32 {
+        self.0.config_generation.load(Ordering::SeqCst)
     }
 
     /// The InterruptStatus register.
@@ -82,5 +91,34 @@ impl Interrupt {
         self.0.status.fetch_or(reason, Ordering::SeqCst);
         // An eventfd write fails only when the counter is about to overflow, and then the line is up already.
         drop(self.0.line.write(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_sets_its_bit_and_raises_the_line() {
+        let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let same = interrupt.clone();
+        for (raise, status, failed) in [
+            (Interrupt::raise_queue as fn(&Interrupt), 1, false),
+            (Interrupt::raise_config, 2, false),
+            (Interrupt::fail_device, 2, true),
+        ] {
+            raise(&same);
+            assert_eq!((interrupt.status(), interrupt.device_failed()), (status, failed));
+            assert_eq!(interrupt.line().read().unwrap(), 1);
+            interrupt.acknowledge(!status);
+            assert_eq!(interrupt.status(), status, "only what is acknowledged goes");
+            interrupt.acknowledge(status);
+            assert_eq!(interrupt.status(), 0);
+        }
+        assert_eq!(interrupt.config_generation(), 1);
+        assert!(interrupt.device_failed(), "an acknowledgement does not mend the device");
+        interrupt.raise_queue();
+        interrupt.clear();
+        assert_eq!((interrupt.status(), interrupt.device_failed()), (0, false));
     }
 }

@@ -4,9 +4,16 @@
 //! changes until then. The transport calls the methods of [`VirtioDevice`] on vCPU threads, one at a time; a device's worker
 //! threads own the queues in between and never wait for a vCPU thread.
 
+pub mod block;
 pub mod chain;
 pub mod interrupt;
+pub mod lifecycle;
 pub mod queue;
+pub mod rng;
+pub mod vsock;
+#[cfg(any(test, fuzzing))]
+pub mod test_driver;
+pub mod transport;
 
 use std::sync::Arc;
 
@@ -17,6 +24,7 @@ use crate::memory::GuestRam;
 pub use chain::{Chain, ChainError, Segment};
 pub use interrupt::Interrupt;
 pub use queue::{Completion, Queue, QueueError};
+pub use transport::Transport;
 
 /// Device IDs of VIRTIO 1.2 section 5 that this VMM serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,10 @@
 //! The phases of a boot.
 //!
 //! Invariant: phases follow each other without gaps, so that they sum to the time between the first and the last mark. A
-//! phase that was not seen has no duration; its time belongs to the next one that was. Kept by the main thread.
+//! phase that was not seen has no duration; its time belongs to the next one that was. [`BootTrace`] is kept by the main
+//! thread; any thread stamps [`Marks`].
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use crate::sys::clock::process_cpu_time;
@@ -12,9 +14,9 @@ use crate::sys::clock::process_cpu_time;
 pub enum Phase {
     /// From the start of the process until arguments are read and files open.
     ProcessStart,
-    /// Until the host has given a virtual machine.
+    /// Until KVM is open and has what a machine needs.
     KvmOpen,
-    /// Until guest memory is in place.
+    /// Until guest memory is mapped and the virtual machine made.
     Memory,
     /// Until kernel, initial RAM disk and boot data are in guest memory.
     KernelLoad,
@@ -139,5 +141,52 @@ impl BootTrace {
     #[must_use]
     pub fn total(&self) -> Duration {
         self.durations().map(|(_, took)| took).sum()
+    }
+}
+
+impl BootTrace {
+    /// Takes over what was stamped on `marks`.
+    pub fn take(&mut self, marks: &Marks) {
+        for phase in Phase::ALL {
+            if let Some(at) = marks.at(phase) {
+                self.mark_at(phase, at);
+            }
+        }
+    }
+}
+
+/// Marks that any thread makes while the machine runs.
+#[derive(Debug, Default)]
+pub struct Marks([OnceLock<Instant>; Phase::ALL.len()]);
+
+impl Marks {
+    /// `phase` is over now. Only the first stamp of a phase counts.
+    pub fn stamp(&self, phase: Phase) {
+        self.0[phase as usize].get_or_init(Instant::now);
+    }
+
+    /// When `phase` was over, if it is.
+    #[must_use]
+    pub fn at(&self, phase: Phase) -> Option<Instant> {
+        self.0[phase as usize].get().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_stamp_wins() {
+        let marks = Marks::default();
+        assert_eq!(marks.at(Phase::Init), None);
+        marks.stamp(Phase::Init);
+        let first = marks.at(Phase::Init).unwrap();
+        marks.stamp(Phase::Init);
+        assert_eq!(marks.at(Phase::Init), Some(first));
+        let mut trace = BootTrace::from(first);
+        trace.take(&marks);
+        assert_eq!(trace.until(Phase::Init), Some(Duration::ZERO));
+        assert_eq!(trace.reached(), Some(Phase::Init));
     }
 }

@@ -1,0 +1,247 @@
+//! The host's end of the serial console: standard streams or a file.
+//!
+//! Invariant: what the guest printed reaches the sink in order or, when the sink is slower than the guest, waits in the serial port's
+//! bounded buffer; the event loop never blocks on either direction. Only the event loop's thread uses it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::plan::ConsolePlan;
+use crate::console_tail::ConsoleTail;
+use crate::devices::serial::Serial;
+use crate::event::Waiter;
+use crate::sys::tty::RawMode;
+use crate::sys::{console_io, tty};
+
+use super::Token;
+
+/// Ctrl-]: the keyboard goes back to the host, the guest goes on.
+const DETACH_KEY: u8 = 0x1d;
+/// A pipe that is reported writable takes at least this much without blocking (POSIX PIPE_BUF).
+const SAFE_WRITE_BYTES: usize = 4096;
+const INPUT_CHUNK: usize = 4096;
+/// How long a sink that takes nothing can hold up the end of the machine.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The host's end of the console.
+#[derive(Debug)]
+pub(super) struct Console {
+    serial: Arc<Serial>,
+    sink: Option<Sink>,
+    input: Option<Input>,
+    /// Output taken from the port and not yet written.
+    pending: Vec<u8>,
+    tail: ConsoleTail,
+    waiting_for_sink: bool,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Stdout,
+    File(File),
+}
+
+impl Sink {
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Stdout => libc::STDOUT_FILENO,
+            Self::File(file) => file.as_raw_fd(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Input {
+    raw: Option<RawMode>,
+    /// Read and not yet taken by the port.
+    pending: Vec<u8>,
+    /// A regular file can't be waited for: it is read whenever there is room.
+    always_ready: bool,
+    waiting: bool,
+}
+
+impl Console {
+    /// Connects `serial` as `plan` says and registers with `waiter`.
+    ///
+    /// # Errors
+    /// What the host said about the terminal or the descriptors.
+    pub(super) fn open(
+        plan: ConsolePlan,
+        serial: Arc<Serial>,
+        waiter: &Waiter,
+    ) -> io::Result<Self> {
+        waiter.add_readable(serial.output_fd(), Token::SerialOutput as u64)?;
+        let (sink, input) = match plan {
+            ConsolePlan::Stdio => (Some(Sink::Stdout), Some(Input::open(waiter)?)),
+            ConsolePlan::File(file) => (Some(Sink::File(file)), None),
+            ConsolePlan::None => (None, None),
+        };
+        if input.is_some() {
+            let wanted = serial.input_wanted().as_raw_fd();
+            waiter.add_readable(wanted, Token::InputWanted as u64)?;
+        }
+        Ok(Self {
+            serial,
+            sink,
+            input,
+            pending: Vec::new(),
+            tail: ConsoleTail::default(),
+            waiting_for_sink: false,
+        })
+    }
+
+    /// The last lines that the guest printed.
+    pub(super) fn tail(&self) -> &ConsoleTail {
+        &self.tail
+    }
+
+    /// The port has output, or the sink takes bytes again.
+    pub(super) fn forward_output(&mut self, waiter: &Waiter) {
+        if self.pending.is_empty() {
+            self.serial.take_output(&mut self.pending);
+            self.tail.push(&self.pending);
+        }
+        let emptied = self.write_pending(Duration::ZERO);
+        if emptied == self.waiting_for_sink {
+            self.wait_for_sink(!emptied, waiter);
+        }
+    }
+
+    /// Standard input has bytes or has ended.
+    pub(super) fn input_ready(&mut self, waiter: &Waiter) {
+        let Some(input) = &mut self.input else {
+            return;
+        };
+        match input.read() {
+            Ok(true) => self.offer_input(waiter),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(false) | Err(_) => self.close_input(waiter),
+        }
+    }
+
+    /// The port has room for what it refused before.
+    pub(super) fn input_wanted(&mut self, waiter: &Waiter) {
+        self.serial.input_wanted().read().ok();
+        self.offer_input(waiter);
+    }
+
+    /// Offers what was read; input that can't be waited for is read on until the port is full.
+    pub(super) fn offer_input(&mut self, waiter: &Waiter) {
+        while let Some(input) = &mut self.input {
+            let taken = self.serial.offer_input(&input.pending);
+            input.pending.drain(..taken);
+            let all_taken = input.pending.is_empty();
+            if !input.always_ready {
+                return input.wait(all_taken, waiter);
+            }
+            if !all_taken {
+                return;
+            }
+            if !matches!(input.read(), Ok(true)) {
+                self.close_input(waiter);
+            }
+        }
+    }
+
+    /// Writes what is left, and gives the terminal back.
+    pub(super) fn close(&mut self) {
+        let mut unseen = Vec::new();
+        self.serial.take_output(&mut unseen);
+        self.tail.push(&unseen);
+        self.pending.append(&mut unseen);
+        self.write_pending(LAST_WORDS);
+        self.input = None;
+    }
+
+    fn close_input(&mut self, waiter: &Waiter) {
+        if let Some(mut input) = self.input.take() {
+            input.wait(false, waiter);
+        }
+    }
+
+    /// Writes until nothing is left or the sink takes nothing for `patience`; true when nothing is left.
+    fn write_pending(&mut self, patience: Duration) -> bool {
+        let Some(sink) = &self.sink else {
+            self.pending.clear();
+            return true;
+        };
+        let fd = sink.fd();
+        while !self.pending.is_empty() {
+            if !console_io::writable_within(fd, patience) {
+                return false;
+            }
+            let chunk = &self.pending[..self.pending.len().min(SAFE_WRITE_BYTES)];
+            match console_io::write(fd, chunk) {
+                Ok(written) => drop(self.pending.drain(..written)),
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                    ) => {}
+                Err(_) => {
+                    // Nobody reads any more. The guest goes on, and the tail still keeps its last words.
+                    self.sink = None;
+                    self.pending.clear();
+                }
+            }
+        }
+        true
+    }
+
+    fn wait_for_sink(&mut self, wait: bool, waiter: &Waiter) {
+        let Some(sink) = &self.sink else {
+            return;
+        };
+        let output = self.serial.output_fd();
+        if wait {
+            waiter.remove(output);
+            waiter.add_writable(sink.fd(), Token::SinkReady as u64).ok();
+        } else {
+            waiter.remove(sink.fd());
+            waiter.add_readable(output, Token::SerialOutput as u64).ok();
+        }
+        self.waiting_for_sink = wait;
+    }
+}
+
+impl Input {
+    fn open(waiter: &Waiter) -> io::Result<Self> {
+        let raw = RawMode::enter()?;
+        let mut input = Self { raw, pending: Vec::new(), always_ready: false, waiting: false };
+        match waiter.add_readable(libc::STDIN_FILENO, Token::Input as u64) {
+            Ok(()) => input.waiting = true,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => input.always_ready = true,
+            // Standard input is closed: a console without a keyboard.
+            Err(_) => {}
+        }
+        Ok(input)
+    }
+
+    /// Reads once; false at the end of the input or when the detach key was pressed.
+    fn read(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; INPUT_CHUNK];
+        let len = console_io::read(libc::STDIN_FILENO, &mut chunk)?;
+        let bytes = &chunk[..len];
+        let detach = self.raw.as_ref().and_then(|_| bytes.iter().position(|&b| b == DETACH_KEY));
+        self.pending.extend_from_slice(&bytes[..detach.unwrap_or(len)]);
+        if detach.is_some() {
+            tty::restore();
+        }
+        Ok(len > 0 && detach.is_none())
+    }
+
+    fn wait(&mut self, wait: bool, waiter: &Waiter) {
+        if self.always_ready || self.waiting == wait {
+            return;
+        }
+        if wait {
+            waiter.add_readable(libc::STDIN_FILENO, Token::Input as u64).ok();
+        } else {
+            waiter.remove(libc::STDIN_FILENO);
+        }
+        self.waiting = wait;
+    }
+}

@@ -1,0 +1,291 @@
+//! One machine: built from a plan, run until it ends, stopped in one order.
+//!
+//! Invariant: the machine stops in one order whatever ended it: vCPUs leave the guest and are joined, devices drain and make their data durable,
+//! the console says its last words, the outcome is returned. The thread that calls [`run`] is the event loop.
+
+mod build;
+mod cmdline;
+mod console;
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::bus::StopCause;
+use crate::config::plan::Plan;
+use crate::event::Waiter;
+use crate::jail::{Jail, Role};
+use crate::explain::Explain;
+use crate::report::{End, Outcome};
+use crate::sys::signal::EndingSignals;
+use crate::trace::{BootTrace, Marks};
+use crate::vcpu::exit::Fault;
+use crate::vcpu::{Ending, Handle, Link, Report};
+use crate::virtio::transport::Transport;
+
+pub use build::BuildError;
+use console::Console;
+
+/// How often idle processors are looked at for having halted for good.
+const HALT_CHECK: Duration = Duration::from_secs(1);
+
+/// Why a machine could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// It could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The host refused something while it ran.
+    #[error("cannot {what}")]
+    Host {
+        /// What was to be done.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}
+
+/// The event loop's descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+enum Token {
+    Signal,
+    Timeout,
+    Report,
+    HaltCheck,
+    SerialOutput,
+    SinkReady,
+    Input,
+    InputWanted,
+}
+
+impl Token {
+    const ALL: [Self; 8] = [
+        Self::Signal,
+        Self::Timeout,
+        Self::Report,
+        Self::HaltCheck,
+        Self::SerialOutput,
+        Self::SinkReady,
+        Self::Input,
+        Self::InputWanted,
+    ];
+}
+
+impl Explain for MachineError {
+    fn fix(&self) -> Option<String> {
+        match self {
+            Self::Build(error) => error.fix(),
+            Self::Host { .. } => None,
+        }
+    }
+}
+
+/// Builds the machine of `plan` and runs it until it ends, completing `trace` on the way.
+///
+/// Blocks the signals that end the process on the calling thread.
+///
+/// # Errors
+/// [`MachineError`] when the machine can't be built or the host refuses it something; how a guest ends is never an error.
+pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
+    let signals = EndingSignals::open().map_err(host("watch for signals"))?;
+    crate::sys::kick::install().map_err(host("install the vCPU signal"))?;
+    let marks = Arc::new(Marks::default());
+    let timeout = plan.timeout;
+    let jail = Jail { seccomp: plan.seccomp };
+    let parts = build::build(plan, Arc::clone(&marks), jail)?;
+    let waiter = Waiter::new().map_err(host("make an epoll"))?;
+    let console =
+        Console::open(parts.console, parts.serial, &waiter).map_err(host("connect the console"))?;
+    let (sender, reports) = mpsc::sync_channel(parts.vcpus.len());
+    let doorbell =
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))?;
+    let link = Link::new(parts.buses, Arc::clone(&marks), sender, doorbell, parts.vcpus.len());
+    let mut machine = Machine {
+        waiter,
+        signals,
+        console,
+        reports,
+        handles: Vec::with_capacity(parts.vcpus.len()),
+        link,
+        disks: parts.disks,
+        others: parts.others,
+        marks,
+        trace,
+        _vm: parts.vm,
+    };
+    machine.start(parts.vcpus, jail)?;
+    let (end, last_exit) = machine.serve(timeout)?;
+    Ok(machine.stop(end, last_exit))
+}
+
+struct Machine {
+    waiter: Waiter,
+    signals: EndingSignals,
+    console: Console,
+    reports: mpsc::Receiver<Report>,
+    handles: Vec<Handle>,
+    link: Link,
+    disks: Vec<Arc<Transport>>,
+    others: Vec<Arc<Transport>>,
+    marks: Arc<Marks>,
+    trace: BootTrace,
+    _vm: crate::kvm::Vm,
+}
+
+impl Machine {
+    fn start(&mut self, vcpus: Vec<crate::kvm::Vcpu>, jail: Jail) -> Result<(), MachineError> {
+        for (index, vcpu) in (0u8..).zip(vcpus) {
+            let handle = Handle::start(index, vcpu, self.link.clone(), jail)
+                .map_err(host("start a vCPU thread"))?;
+            self.handles.push(handle);
+        }
+        jail.confine(Role::Main).map_err(host("confine the event loop"))
+    }
+
+    fn serve(&mut self, timeout: Option<Duration>) -> Result<(End, Option<String>), MachineError> {
+        use std::os::fd::AsRawFd;
+        let waiter = &self.waiter;
+        let watch = host("wait for events");
+        let timer = |after: Duration, every: Option<Duration>| -> io::Result<TimerFd> {
+            let os_error = |e: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(e.errno());
+            let mut timer = TimerFd::new().map_err(os_error)?;
+            timer.reset(after, every).map_err(os_error)?;
+            Ok(timer)
+        };
+        waiter.add_readable(self.signals.as_raw_fd(), Token::Signal as u64).map_err(&watch)?;
+        let doorbell = self.link.doorbell.as_raw_fd();
+        waiter.add_readable(doorbell, Token::Report as u64).map_err(&watch)?;
+        let mut halt_timer = timer(HALT_CHECK, Some(HALT_CHECK)).map_err(&watch)?;
+        waiter.add_readable(halt_timer.as_raw_fd(), Token::HaltCheck as u64).map_err(&watch)?;
+        let deadline = timeout.map(|after| timer(after, None)).transpose().map_err(&watch)?;
+        if let Some(deadline) = &deadline {
+            waiter.add_readable(deadline.as_raw_fd(), Token::Timeout as u64).map_err(&watch)?;
+        }
+        self.console.offer_input(&self.waiter);
+        let mut halts = HaltWatch::default();
+        let mut ready = Vec::new();
+        loop {
+            self.waiter.wait(&mut ready).map_err(&watch)?;
+            for token in ready.drain(..) {
+                let Some(token) = Token::ALL.into_iter().find(|&known| known as u64 == token)
+                else {
+                    continue;
+                };
+                match token {
+                    Token::Signal => {
+                        if let Some(signal) = self.signals.take() {
+                            return Ok((End::Signal(signal), None));
+                        }
+                    }
+                    Token::Timeout => return Ok((End::TimedOut, None)),
+                    Token::Report => {
+                        if let Ok(report) = self.reports.try_recv() {
+                            return Ok(ended_by(report));
+                        }
+                        self.link.doorbell.read().ok();
+                    }
+                    Token::HaltCheck => {
+                        halt_timer.wait().ok();
+                        if halts.check(&self.handles, &self.link) {
+                            return Ok((End::Halted, None));
+                        }
+                    }
+                    Token::SerialOutput | Token::SinkReady => {
+                        self.console.forward_output(&self.waiter);
+                    }
+                    Token::Input => self.console.input_ready(&self.waiter),
+                    Token::InputWanted => self.console.input_wanted(&self.waiter),
+                }
+            }
+        }
+    }
+
+    fn stop(mut self, mut end: End, last_exit: Option<String>) -> Outcome {
+        self.signals.next_is_final();
+        self.link.stop.store(true, Ordering::SeqCst);
+        for handle in &self.handles {
+            handle.kick();
+        }
+        for handle in self.handles.drain(..) {
+            handle.join();
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            if let Err(error) = disk.shutdown() {
+                end = End::Failed {
+                    what: format!("disk {index} could not be flushed: its last writes may be lost"),
+                    why: Some(error.to_string()),
+                    fix: Some("check the host's disk, then the image with e2fsck".to_owned()),
+                };
+            }
+        }
+        for device in &self.others {
+            // Only disks hold data that could be lost.
+            device.shutdown().ok();
+        }
+        self.console.close();
+        self.trace.take(&self.marks);
+        Outcome { end, trace: self.trace, console: self.console.tail().clone(), last_exit }
+    }
+}
+
+/// How a processor's report ends the machine, and its last exit in words.
+fn ended_by(report: Report) -> (End, Option<String>) {
+    let cpu = report.index;
+    match report.ending {
+        Ending::Stopped(StopCause::Exit(exit)) => {
+            (End::GuestExit(exit), Some("the guest reported its exit status".to_owned()))
+        }
+        Ending::Stopped(StopCause::Reset) => {
+            (End::Reset, Some("write to a reset register".to_owned()))
+        }
+        Ending::Stopped(StopCause::PowerOff) => {
+            (End::PowerOff, Some("write to the ACPI sleep register".to_owned()))
+        }
+        Ending::Failed { fault, registers } => {
+            let exit = fault.to_string();
+            let end = match fault {
+                Fault::TripleFault => End::TripleFault { cpu, registers },
+                _ => End::VcpuFailed { cpu, reason: exit.clone(), registers },
+            };
+            (end, Some(exit))
+        }
+    }
+}
+
+/// Finds machines whose processors all sleep for good: a guest without a power-off register ends that way.
+///
+/// A processor that has used no CPU time since the last look is kicked, and says whether anything could wake it.
+#[derive(Debug, Default)]
+struct HaltWatch {
+    used: Option<Duration>,
+    asked: bool,
+}
+
+impl HaltWatch {
+    /// One look; true when every processor was found halted for good.
+    fn check(&mut self, handles: &[Handle], link: &Link) -> bool {
+        if self.asked && link.asleep.iter().all(|asleep| asleep.load(Ordering::SeqCst)) {
+            return true;
+        }
+        let used = handles.iter().map(Handle::cpu_time).sum();
+        let idle = self.used == used && used.is_some();
+        self.asked = idle;
+        self.used = used;
+        if idle {
+            for handle in handles {
+                handle.kick();
+            }
+        }
+        false
+    }
+}

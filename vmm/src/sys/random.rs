@@ -1,0 +1,28 @@
+//! The host's random bytes.
+//!
+//! Invariant: it never blocks: before the host's pool is ready it is an error. Any thread may call it.
+
+#![expect(unsafe_code, reason = "getrandom(2) fills memory through a pointer")]
+
+use std::io;
+
+/// Fills `out` from its start and returns how many bytes were written, which is all of them up to 256.
+///
+/// # Errors
+/// What the host said; `WouldBlock` before its pool is ready.
+pub fn fill(out: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most `out.len()` bytes from `out`'s start, which this function borrows alone.
+    let got = unsafe { libc::getrandom(out.as_mut_ptr().cast(), out.len(), libc::GRND_NONBLOCK) };
+    usize::try_from(got).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn two_fills_differ() {
+        let (mut a, mut b) = ([0; 32], [0; 32]);
+        assert_eq!(super::fill(&mut a).unwrap(), 32);
+        assert_eq!(super::fill(&mut b).unwrap(), 32);
+        assert_ne!(a, b);
+    }
+}

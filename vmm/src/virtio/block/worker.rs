@@ -1,0 +1,329 @@
+//! The worker of one queue: pops chains, keeps the engine busy, answers.
+//!
+//! Invariant: after it acknowledged a reset it touches neither queue nor guest memory until it is activated again. It never sleeps
+//! without the doorbell, a completion, a limit's deadline or its mailbox being able to wake it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::disk::io::{Done, Engine, Op, Wake};
+use crate::disk::limits::Limiter;
+use crate::memory::{GuestRam, IoBuf};
+use crate::virtio::{Chain, Interrupt, Queue, QueueError};
+
+use super::mailbox::{Command, Mailbox};
+use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK, finish};
+
+/// Chains taken before completions and the mailbox get their turn.
+const BATCH: usize = 256;
+
+/// What a worker has while its driver is ready.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) queue: Queue,
+    pub(super) interrupt: Interrupt,
+    pub(super) ram: Arc<GuestRam>,
+    /// The driver cannot flush, so that every write must be durable when it ends.
+    pub(super) write_through: bool,
+}
+
+/// A request that the engine has.
+#[derive(Debug)]
+pub(super) struct Pending {
+    chain: Chain,
+    data_bytes: u32,
+    /// Ranges still to be done, last one first.
+    rest: Vec<Extent>,
+    discard: bool,
+    /// What was done must still be made durable.
+    sync: bool,
+}
+
+/// What every worker of a disk knows of it.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) geometry: Geometry,
+    pub(super) id: [u8; ID_BYTES],
+    pub(super) limiter: Option<Arc<Mutex<Limiter>>>,
+    pub(super) started: Instant,
+}
+
+/// What follows from a request.
+enum Next {
+    Submit { op: Op, offset: u64, data_bytes: u32 },
+    Ranges { extents: Vec<Extent>, discard: bool },
+    Answer { data_bytes: u32 },
+}
+
+/// Why the worker stopped taking chains.
+enum Pause {
+    Empty,
+    Busy,
+    Batch,
+    Limited(Duration),
+}
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    engine: Engine<Pending>,
+    mailbox: Arc<Mailbox>,
+    shared: Shared,
+    active: Option<Active>,
+    done: Vec<Done<Pending>>,
+    bufs: Vec<IoBuf>,
+    /// Something was put on the used ring since the last interrupt decision.
+    answered: bool,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.mailbox.close();
+    }
+}
+
+impl Worker {
+    pub(super) fn new(engine: Engine<Pending>, mailbox: Arc<Mailbox>, shared: Shared) -> Self {
+        Self {
+            engine,
+            mailbox,
+            shared,
+            active: None,
+            done: Vec::new(),
+            bufs: Vec::new(),
+            answered: false,
+        }
+    }
+
+    /// Runs until told to stop, or until the host refuses to let it wait; the device then needs a reset and cannot be activated.
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.serve() {
+            drop(error);
+            if let Some(active) = &self.active {
+                active.interrupt.fail_device();
+            }
+        }
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        self.engine.start()?;
+        let mut wake = Wake { mailbox: true, doorbell: false };
+        loop {
+            if wake.mailbox && self.obey()? {
+                return Ok(());
+            }
+            let timeout = self.serve_queue();
+            wake = self.engine.wait(timeout, &mut self.done)?;
+            self.settle();
+        }
+    }
+
+    /// True when the worker must end.
+    fn obey(&mut self) -> io::Result<bool> {
+        while let Some(command) = self.mailbox.take() {
+            match command {
+                Command::Activate(active) => {
+                    self.engine.hold(Arc::clone(&active.ram));
+                    self.active = Some(*active);
+                }
+                Command::Reset(reply) => {
+                    self.let_go()?;
+                    reply.send(Ok(()));
+                }
+                Command::Stop { flush, reply } => {
+                    self.let_go()?;
+                    let flushed = if flush { self.flush() } else { Ok(()) };
+                    reply.send(flushed);
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Reaps what is under way without telling the driver, who let go of the queue.
+    fn let_go(&mut self) -> io::Result<()> {
+        while self.engine.in_flight() > 0 {
+            self.engine.wait(None, &mut self.done)?;
+            self.done.clear();
+        }
+        self.active = None;
+        self.answered = false;
+        self.engine.release();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let pending = Pending {
+            chain: Chain::new(0, Vec::new(), Vec::new()),
+            data_bytes: 0,
+            rest: Vec::new(),
+            discard: false,
+            sync: false,
+        };
+        self.engine.submit(Op::Flush, 0, &[], pending);
+        loop {
+            self.engine.wait(None, &mut self.done)?;
+            if let Some(done) = self.done.pop() {
+                return done.result;
+            }
+        }
+    }
+
+    /// Takes chains until there is a reason to pause, decides on the interrupt, and says how long to wait.
+    fn serve_queue(&mut self) -> Option<Duration> {
+        let mut active = self.active.take()?;
+        let paused = self.take_chains(&mut active);
+        if std::mem::take(&mut self.answered) && active.queue.wants_interrupt() {
+            active.interrupt.raise_queue();
+        }
+        match paused {
+            Ok(pause) => {
+                self.active = Some(active);
+                match pause {
+                    Pause::Empty | Pause::Busy => None,
+                    Pause::Batch => Some(Duration::ZERO),
+                    Pause::Limited(delay) => Some(delay),
+                }
+            }
+            Err(_) => {
+                // The rings cannot be trusted: nothing is taken or answered before a reset. The engine still holds the memory.
+                active.interrupt.fail_device();
+                None
+            }
+        }
+    }
+
+    fn take_chains(&mut self, active: &mut Active) -> Result<Pause, QueueError> {
+        active.queue.disable_doorbell();
+        let mut budget = BATCH;
+        loop {
+            if self.engine.in_flight() >= self.engine.depth() {
+                return Ok(Pause::Busy);
+            }
+            if budget == 0 {
+                return Ok(Pause::Batch);
+            }
+            if let Some(delay) = self.delay() {
+                return Ok(Pause::Limited(delay));
+            }
+            match active.queue.pop()? {
+                Some(chain) => {
+                    budget -= 1;
+                    self.take_one(active, chain);
+                }
+                None if active.queue.enable_doorbell()? => active.queue.disable_doorbell(),
+                None => return Ok(Pause::Empty),
+            }
+        }
+    }
+
+    fn take_one(&mut self, active: &mut Active, chain: Chain) {
+        match self.decide(active, &chain) {
+            Ok(Next::Submit { op, offset, data_bytes }) => {
+                let pending =
+                    Pending { chain, data_bytes, rest: Vec::new(), discard: false, sync: false };
+                self.engine.submit(op, offset, &self.bufs, pending);
+            }
+            Ok(Next::Ranges { mut extents, discard }) => {
+                extents.retain(|extent| extent.len_bytes > 0);
+                extents.reverse();
+                let sync = active.write_through && !extents.is_empty();
+                let pending = Pending { chain, data_bytes: 0, rest: extents, discard, sync };
+                self.advance(active, pending);
+            }
+            Ok(Next::Answer { data_bytes }) => self.answer(active, chain, STATUS_OK, data_bytes),
+            Err(error) => self.answer(active, chain, error.status(), 0),
+        }
+    }
+
+    /// What to do about `chain`; its data buffers are left in `self.bufs`.
+    fn decide(&mut self, active: &Active, chain: &Chain) -> Result<Next, RequestError> {
+        let parsed = Request::parse(chain, &active.ram, self.shared.geometry);
+        self.charge(parsed.as_ref().map_or(0, Request::len_bytes));
+        let request = parsed?;
+        self.bufs.clear();
+        request.buffers(chain, &active.ram, &mut self.bufs)?;
+        Ok(match request {
+            Request::Read { len_bytes: 0, .. } | Request::Write { len_bytes: 0, .. } => {
+                Next::Answer { data_bytes: 0 }
+            }
+            Request::Read { offset, len_bytes } => {
+                Next::Submit { op: Op::Read, offset, data_bytes: len_bytes }
+            }
+            Request::Write { offset, .. } => {
+                let op = Op::Write { durable: active.write_through };
+                Next::Submit { op, offset, data_bytes: 0 }
+            }
+            // Nothing of ours can be waiting to reach a disk that was opened read-only.
+            Request::Flush if self.shared.geometry.read_only => Next::Answer { data_bytes: 0 },
+            Request::Flush => Next::Submit { op: Op::Flush, offset: 0, data_bytes: 0 },
+            Request::Identify => self.identify(active, chain)?,
+            Request::Discard(extents) => Next::Ranges { extents, discard: true },
+            Request::Zero(extents) => Next::Ranges { extents, discard: false },
+        })
+    }
+
+    fn identify(&self, active: &Active, chain: &Chain) -> Result<Next, RequestError> {
+        let room = chain.writable_len().saturating_sub(1);
+        let len = usize::try_from(room).unwrap_or(usize::MAX).min(ID_BYTES);
+        let id = self.shared.id.get(..len).unwrap_or(&self.shared.id);
+        chain.write(&active.ram, 0, id).map_err(RequestError::ShortChain)?;
+        Ok(Next::Answer { data_bytes: u32::try_from(len).unwrap_or(0) })
+    }
+
+    /// Submits a request's next range, or answers it when none is left.
+    fn advance(&mut self, active: &mut Active, mut pending: Pending) {
+        let Some(extent) = pending.rest.pop() else {
+            if std::mem::take(&mut pending.sync) {
+                self.engine.submit(Op::Flush, 0, &[], pending);
+                return;
+            }
+            self.answer(active, pending.chain, STATUS_OK, pending.data_bytes);
+            return;
+        };
+        let len_bytes = extent.len_bytes;
+        let op = if pending.discard {
+            Op::Discard { len_bytes }
+        } else {
+            Op::Zero { len_bytes, unmap: extent.unmap }
+        };
+        self.engine.submit(op, extent.offset, &[], pending);
+    }
+
+    /// Answers what has ended.
+    fn settle(&mut self) {
+        let mut done = std::mem::take(&mut self.done);
+        let mut active = self.active.take();
+        for Done { payload, result } in done.drain(..) {
+            // Without a queue the rings were found broken: the request goes nowhere.
+            let Some(active) = &mut active else { continue };
+            match result {
+                Ok(()) => self.advance(active, payload),
+                Err(error) => {
+                    let status = RequestError::Disk(error).status();
+                    self.answer(active, payload.chain, status, 0);
+                }
+            }
+        }
+        self.done = done;
+        self.active = active;
+    }
+
+    fn answer(&mut self, active: &mut Active, chain: Chain, status: u8, data_bytes: u32) {
+        active.queue.complete(finish(chain, &active.ram, status, data_bytes));
+        self.answered = true;
+    }
+
+    fn delay(&self) -> Option<Duration> {
+        let limiter = self.shared.limiter.as_ref()?;
+        let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.delay(self.shared.started.elapsed())
+    }
+
+    fn charge(&self, len_bytes: u64) {
+        if let Some(limiter) = &self.shared.limiter {
+            limiter.lock().unwrap_or_else(PoisonError::into_inner).charge(len_bytes);
+        }
+    }
+}

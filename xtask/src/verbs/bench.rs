@@ -1,0 +1,129 @@
+//! `cargo xtask bench NAME [-- ARGS]`: builds and runs a program of the package at `benches/`.
+//!
+//! A benchmark program is called up to three times with the same arguments after one word:
+//! `host` on this machine, `lab` inside a lab whose clock counts instructions, and `report`, which
+//! prints the table. `OPENSHELL_VMM_FIXTURES` names kernels, disks and the command;
+//! `OPENSHELL_VMM_RESULTS` names the directory for JSON, the same for all three. A word that the
+//! program has no use for ends with exit code 0 and no file.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::test::fixtures_share;
+use crate::fixtures::{Fixtures, VARIABLE};
+use crate::lab::{Clock, Share, Spec};
+use crate::{binaries, cmd, say};
+
+const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
+const DEADLINE: Duration = Duration::from_mins(60);
+const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Name of the benchmark: a program of the package at benches/
+    name: String,
+    /// Run only this part
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// Another VMM to measure beside ours
+    #[arg(long, value_name = "NAME=PATH")]
+    peer: Vec<String>,
+    /// Arguments for the benchmark
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// On this machine
+    Host,
+    /// In the lab, with the instruction clock
+    Lab,
+}
+
+/// Runs the verb.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let fixtures = Fixtures::complete()?;
+    let program = binaries::bench(&arguments.name)?;
+    let results = cmd::target().join("bench").join(&arguments.name);
+    std::fs::create_dir_all(&results)
+        .with_context(|| format!("cannot make {}", results.display()))?;
+    let peers = peers(&arguments.peer)?;
+    let wants = |part| arguments.only.is_none_or(|only| only == part);
+    let here = |word: &str| {
+        let mut command = Command::new(&program);
+        command.arg(word).args(&arguments.arguments);
+        for (name, path) in &peers {
+            command.arg(format!("--peer={name}={}", path.display()));
+        }
+        command.env(VARIABLE, fixtures.directory()).env(RESULTS, &results);
+        command
+    };
+    if wants(Part::Host) {
+        say::step("measure on this machine", || cmd::run(&mut here("host")))?;
+    }
+    if wants(Part::Lab) {
+        say::step("measure in the lab by its instruction clock", || {
+            let spec = clocked(&program, &arguments.arguments, &fixtures, &results, &peers)?;
+            match spec.run()?.code {
+                0 => Ok(()),
+                code => bail!("the benchmark ended with exit code {code} in the lab"),
+            }
+        })?;
+    }
+    cmd::run(&mut here("report"))?;
+    say::line(format_args!("raw samples: {}", results.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A lab for measurements. Everything measured lies in the lab's memory before the first sample:
+/// waiting for a shared directory would be counted as work.
+fn clocked(
+    program: &Path,
+    arguments: &[String],
+    fixtures: &Fixtures,
+    results: &Path,
+    peers: &[(String, PathBuf)],
+) -> Result<Spec> {
+    let mut spec = Spec {
+        clock: Clock::Instructions,
+        memory_mib: 6144,
+        shares: vec![
+            fixtures_share(fixtures),
+            Share { host: results.to_owned(), lab: "/results".into(), writable: true },
+        ],
+        env: vec![(VARIABLE.into(), "/root/fixtures".into()), (RESULTS.into(), "/results".into())],
+        timeout: DEADLINE,
+        ..Spec::default()
+    };
+    spec.add_file(program, "/root/bench");
+    let script = "mkdir fixtures && cp /fixtures/* fixtures/ && exec ./bench \"$@\"";
+    spec.command = ["sh", "-c", script, "bench", "lab"].map(str::to_owned).to_vec();
+    spec.command.extend(arguments.iter().cloned());
+    if let Some(qemu) = cmd::find("qemu-system-x86_64") {
+        spec.add_tool(&qemu)?;
+        for directory in QEMU_FIRMWARE.map(Path::new).iter().filter(|path| path.is_dir()) {
+            spec.add_file(directory, &directory.to_string_lossy());
+        }
+    }
+    for (name, path) in peers {
+        spec.add_tool(path)?;
+        spec.command.push(format!("--peer={name}={}", path.display()));
+    }
+    Ok(spec)
+}
+
+fn peers(pairs: &[String]) -> Result<Vec<(String, PathBuf)>> {
+    pairs
+        .iter()
+        .map(|pair| {
+            let (name, path) =
+                pair.split_once('=').with_context(|| format!("`{pair}` is not NAME=PATH"))?;
+            let path = std::fs::canonicalize(path).with_context(|| format!("no peer at {path}"))?;
+            Ok((name.to_owned(), path))
+        })
+        .collect()
+}

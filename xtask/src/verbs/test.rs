@@ -1,0 +1,180 @@
+//! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
+//!
+//! Three levels: `unit` needs no KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab`
+//! boots ordinary Linux guests, on the host where its KVM can do that and in the lab elsewhere.
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::fixtures::{Fixtures, VARIABLE};
+use crate::lab::{Share, Spec};
+use crate::{binaries, cmd, say};
+
+const LAB_DEADLINE: Duration = Duration::from_mins(20);
+const LAB_MEMORY_MIB: u64 = 4096;
+const LAB_SCRATCH_MIB: u64 = 8192;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+    /// Only this level
+    #[arg(long, value_enum)]
+    only: Option<Level>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// Unit and property tests, no KVM
+    Unit,
+    /// Bare-metal guests on this host's KVM
+    Native,
+    /// Linux guests, on this host or in the lab
+    Lab,
+}
+
+/// Runs the verb. Every level runs even when one before it failed.
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let filter = arguments.filter.as_deref();
+    let mut verdicts = Vec::new();
+    for level in [Level::Unit, Level::Native, Level::Lab] {
+        if arguments.only.is_some_and(|only| only != level) {
+            continue;
+        }
+        let begin = Instant::now();
+        let outcome = match level {
+            Level::Unit => unit(filter),
+            Level::Native => native(filter),
+            Level::Lab => linux(filter),
+        };
+        let verdict = match &outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(error) => format!("FAILED: {error:#}"),
+        };
+        let name = format!("{level:?}").to_lowercase();
+        let seconds = begin.elapsed().as_secs_f64();
+        verdicts
+            .push((outcome.is_ok(), format!("tests, level {name}: {verdict} ({seconds:.1} s)")));
+    }
+    for (_, text) in &verdicts {
+        say::line(text);
+    }
+    let all_well = verdicts.iter().all(|(well, _)| *well);
+    Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn unit(filter: Option<&str>) -> Result<()> {
+    let mut command = cmd::cargo();
+    command.args(["test", "--workspace"]);
+    if let Ok(package) = binaries::package_at("tests") {
+        command.args(["--exclude", &package]);
+    }
+    if let Some(filter) = filter {
+        command.args(["--", filter]);
+    }
+    say::step("run unit and property tests", || cmd::run(&mut command))
+}
+
+fn native(filter: Option<&str>) -> Result<()> {
+    let fixtures = Fixtures::with_command()?;
+    let program = binaries::end_to_end("native")?;
+    on_host(&program, &fixtures, filter)
+}
+
+fn linux(filter: Option<&str>) -> Result<()> {
+    let fixtures = Fixtures::complete()?;
+    let program = binaries::end_to_end("linux")?;
+    match host_refusal(&fixtures.path("openshell-vmm"))? {
+        None => on_host(&program, &fixtures, filter),
+        Some(reason) => {
+            say::line(format_args!("Linux guests run in the lab: {reason}"));
+            in_lab(&program, &fixtures, filter)
+        }
+    }
+}
+
+fn on_host(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<()> {
+    let mut command = Command::new(program);
+    command.args(filter).env(VARIABLE, fixtures.directory());
+    say::step("run the tests on this host's KVM", || cmd::run(&mut command))
+}
+
+fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<()> {
+    let mut spec = Spec {
+        memory_mib: LAB_MEMORY_MIB,
+        scratch_mib: Some(LAB_SCRATCH_MIB),
+        shares: vec![fixtures_share(fixtures)],
+        env: vec![
+            (VARIABLE.into(), "/fixtures".into()),
+            ("TMPDIR".into(), "/scratch".into()),
+            ("RUST_TEST_THREADS".into(), "2".into()),
+            ("RUST_BACKTRACE".into(), "1".into()),
+        ],
+        timeout: LAB_DEADLINE,
+        ..Spec::default()
+    };
+    spec.add_file(program, "/root/tests");
+    spec.command = vec!["/root/tests".into()];
+    spec.command.extend(filter.map(str::to_owned));
+    say::step("run the tests in the lab", || {
+        let outcome = spec.run()?;
+        say::line(format_args!("the lab was up after {:.1} s", outcome.boot.as_secs_f64()));
+        match outcome.code {
+            0 => Ok(()),
+            code => bail!("the tests ended with exit code {code} in the lab"),
+        }
+    })
+}
+
+/// The fixtures as the lab sees them.
+pub(crate) fn fixtures_share(fixtures: &Fixtures) -> Share {
+    Share { host: fixtures.directory().to_owned(), lab: "/fixtures".into(), writable: false }
+}
+
+/// Why this host's KVM does not run an ordinary kernel; nothing when it does.
+pub(crate) fn host_refusal(vmm: &Path) -> Result<Option<String>> {
+    let output = Command::new(vmm)
+        .args(["doctor", "--json"])
+        .output()
+        .with_context(|| format!("cannot start {}", vmm.display()))?;
+    refusal_of(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("openshell-vmm doctor ended with {}: {}", output.status, said.trim())
+    })
+}
+
+fn refusal_of(report: &[u8]) -> Result<Option<String>> {
+    let report: Value = serde_json::from_slice(report).context("the report is no JSON")?;
+    let kvm = &report["kvm"];
+    match kvm["ordinary_guest"].as_bool() {
+        Some(true) => Ok(None),
+        Some(false) => {
+            let reason = kvm["reason"].as_str().unwrap_or("its KVM cannot run an ordinary kernel");
+            Ok(Some(reason.to_owned()))
+        }
+        None => bail!("the report has no kvm.ordinary_guest"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_linux_guests_run() {
+        let refusal = |text: &str| refusal_of(text.as_bytes()).ok();
+        assert_eq!(refusal(r#"{"kvm":{"ordinary_guest":true}}"#), Some(None));
+        assert_eq!(
+            refusal(r#"{"kvm":{"ordinary_guest":false,"reason":"PVM"}}"#),
+            Some(Some("PVM".into()))
+        );
+        assert!(matches!(refusal(r#"{"kvm":{"ordinary_guest":false}}"#), Some(Some(_))));
+        for wrong in ["", "{}", r#"{"kvm":{}}"#, r#"{"kvm":{"ordinary_guest":"yes"}}"#] {
+            assert_eq!(refusal(wrong), None, "{wrong}");
+        }
+    }
+}
