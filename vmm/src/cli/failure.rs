@@ -2,7 +2,7 @@
 
 use clap::error::ErrorKind;
 use openshell_vmm::explain::Explain;
-use openshell_vmm::report::text;
+use openshell_vmm::report::{Source, Verdict, text};
 
 /// An error on its way to standard error.
 #[derive(Debug)]
@@ -45,6 +45,19 @@ impl Failure {
             why: None,
             fix: Some(tip.unwrap_or(see)),
             code,
+        }
+    }
+
+    /// What is told about a run that failed in this way before there was an outcome.
+    pub(super) fn verdict(&self) -> Verdict {
+        Verdict {
+            source: Source::Vmm,
+            code: self.code,
+            what: self.what.clone(),
+            why: self.why.clone(),
+            fix: self.fix.clone(),
+            registers: None,
+            failed: true,
         }
     }
 

@@ -8,7 +8,6 @@ use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::failure::{FileRole, PlanError};
@@ -19,6 +18,7 @@ use super::plan::{
 };
 use super::spec::{ConsoleSpec, DiskSpec, Spec, VsockSpec};
 use crate::sys::open_file::set_blocking;
+use crate::sys::{unix, unix_peer};
 
 /// Unit of a disk's size.
 pub const SECTOR_BYTES: u64 = 512;
@@ -122,13 +122,19 @@ fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(PlanError::VsockNotSocket { path });
         }
-        // A socket that a killed machine left refuses connections, and the device replaces it.
-        Ok(_) => {
-            if let Ok(stream) = UnixStream::connect(&path) {
-                let holder = crate::sys::unix_peer::pid(&stream).map(lock::Holder::of);
+        // A socket that a killed machine left refuses connections, and the device replaces it. One that may not be
+        // connected to is the device's to refuse.
+        Ok(_) => match unix::connect(&path) {
+            Ok(stream) => {
+                let holder = unix_peer::pid(&stream).map(lock::Holder::of);
                 return Err(PlanError::VsockInUse { path, holder });
             }
-        }
+            // The queue of connections is full: it listens and does not answer.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(PlanError::VsockInUse { path, holder: None });
+            }
+            Err(_) => {}
+        },
     }
     Ok(VsockPlan { path, guest_cid })
 }
