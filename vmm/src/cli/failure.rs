@@ -2,7 +2,7 @@
 
 use clap::error::ErrorKind;
 use openshell_vmm::explain::Explain;
-use openshell_vmm::report::text;
+use openshell_vmm::report::{Source, Verdict, text};
 
 /// An error on its way to standard error.
 #[derive(Debug)]
@@ -26,11 +26,10 @@ impl Failure {
     /// An error of the argument parser, brought into the form of all others: its first paragraph says what is wrong, its
     /// tip becomes the fix, and the usage, which follows, is one command away.
     pub(super) fn usage(kind: ErrorKind, rendered: &str, code: u8) -> Self {
-        let verb = rendered
-            .lines()
-            .find_map(|line| line.strip_prefix("Usage: openshell-vmm "))
-            .and_then(|usage| usage.split(' ').next())
-            .filter(|verb| verb.starts_with(|c: char| c.is_ascii_lowercase()))
+        let verb = std::env::args_os()
+            .nth(1)
+            .and_then(|verb| verb.into_string().ok())
+            .filter(|verb| super::definition().find_subcommand(verb).is_some())
             .map_or_else(String::new, |verb| format!(" {verb}"));
         let see = format!("see `openshell-vmm{verb} --help`");
         if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -46,6 +45,19 @@ impl Failure {
             why: None,
             fix: Some(tip.unwrap_or(see)),
             code,
+        }
+    }
+
+    /// What is told about a run that failed in this way before there was an outcome.
+    pub(super) fn verdict(&self) -> Verdict {
+        Verdict {
+            source: Source::Vmm,
+            code: self.code,
+            what: self.what.clone(),
+            why: self.why.clone(),
+            fix: self.fix.clone(),
+            registers: None,
+            failed: true,
         }
     }
 

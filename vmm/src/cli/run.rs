@@ -1,7 +1,10 @@
 //! `run`: boots a machine and ends with what it came to.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread::JoinHandle;
 
 use clap::Args;
 use openshell_vmm::config::failure::SpecError;
@@ -13,7 +16,8 @@ use openshell_vmm::config::spec::{
 use openshell_vmm::config::{open, toml_file};
 use openshell_vmm::explain::Explain;
 use openshell_vmm::report::json::{self, Document, Trace};
-use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Source, Verdict, text};
+use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Verdict, text};
+use openshell_vmm::sys::signal::block_ending;
 
 use super::failure::Failure;
 
@@ -132,14 +136,23 @@ pub(super) fn run<E: Explain>(
 ) -> Result<u8, Failure> {
     let mut trace = BootTrace::of_process();
     let result = args.result.clone();
-    let failed = |failure: Failure| tell_failure(failure, result.as_deref());
-    let spec = args.into_spec().map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
-    let failed = |failure: Failure| tell_failure(failure, spec.result.as_deref());
+    let spec = args.into_spec().map_err(|error| not_started(&error, result.as_deref()))?;
+    let result = spec.result.as_deref();
     let plan = open::open(&spec, &KernelPlaces::of_process())
-        .map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
+        .map_err(|error| not_started(&error, result))?;
+    let recorder = result.map(Recorder::start).transpose()?;
     trace.mark(Phase::ProcessStart);
-    let mut outcome =
-        machine(plan, trace).map_err(|error| failed(Failure::of(&error, CODE_VMM)))?;
+    let mut outcome = match machine(plan, trace) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let failure = Failure::of(&error, CODE_VMM);
+            if let Some(recorder) = recorder {
+                // The failure itself is what must be told.
+                drop(recorder.record(Document::of_failure(&failure.verdict())));
+            }
+            return Err(failure);
+        }
+    };
     let verdict = Verdict::of(&outcome);
     super::say(&text::ending(&outcome, &verdict));
     outcome.trace.mark(Phase::Exit);
@@ -148,34 +161,56 @@ pub(super) fn run<E: Explain>(
         Some(TraceFormat::Text) => super::say(&text::boot_trace(&outcome.trace)),
         Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
     }
-    if let Some(path) = &spec.result {
-        write_result(path, &Document::of(&outcome, &verdict))?;
+    if let Some(recorder) = recorder {
+        recorder.record(Document::of(&outcome, &verdict))?;
     }
     Ok(verdict.code)
 }
 
 /// Leaves a record of a run that did not start, for scripts that read the result and not the exit code.
-fn tell_failure(failure: Failure, result: Option<&Path>) -> Failure {
-    let Some(path) = result else { return failure };
-    let verdict = Verdict {
-        source: Source::Vmm,
-        code: failure.code,
-        what: failure.what.clone(),
-        why: failure.why.clone(),
-        fix: failure.fix.clone(),
-        registers: None,
-        failed: true,
-    };
-    // The failure itself is what must be told; a result that cannot be written is told only when nothing else is.
-    drop(write_result(path, &Document::of_failure(&verdict)));
+fn not_started(error: &impl Explain, result: Option<&Path>) -> Failure {
+    let failure = Failure::of(error, CODE_VMM);
+    if let Some(path) = result {
+        // The failure itself is what must be told.
+        drop(json::write(path, &Document::of_failure(&failure.verdict())));
+    }
     failure
 }
 
-fn write_result(path: &Path, document: &Document) -> Result<(), Failure> {
-    json::write(path, document).map_err(|error| Failure {
+/// Writes the result. A thread of its own, started before the machine and never confined, because opening and renaming
+/// files is forbidden to every thread that guest bytes reach; all it takes is one document.
+#[derive(Debug)]
+struct Recorder {
+    path: PathBuf,
+    thread: JoinHandle<io::Result<()>>,
+    document: SyncSender<Document>,
+}
+
+impl Recorder {
+    fn start(path: &Path) -> Result<Self, Failure> {
+        let (document, told) = mpsc::sync_channel::<Document>(1);
+        let target = path.to_owned();
+        let started = std::thread::Builder::new().name("result".to_owned()).spawn(move || {
+            block_ending()?;
+            // Nothing is told when the process ends before the machine does.
+            told.recv().map_or(Ok(()), |document| json::write(&target, &document))
+        });
+        let thread = started.map_err(|error| cannot_write(path, &error))?;
+        Ok(Self { path: path.to_owned(), thread, document })
+    }
+
+    fn record(self, document: Document) -> Result<(), Failure> {
+        let sent = self.document.send(document).map_err(io::Error::other);
+        let written = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
+        written.and(sent).map_err(|error| cannot_write(&self.path, &error))
+    }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure {
         what: format!("cannot write the result file {}", path.display()),
         why: Some(error.to_string()),
         fix: Some("check that its directory can be written".to_owned()),
         code: CODE_VMM,
-    })
+    }
 }

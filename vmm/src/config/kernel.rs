@@ -201,3 +201,64 @@ fn sha256(path: &Path) -> io::Result<String> {
     }
     Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn install(root: &Path, profile: &str) -> PathBuf {
+        let dir = root.join("openshell-vmm/kernels").join(profile);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("vmlinux"), "abc").unwrap();
+        dir.join("vmlinux")
+    }
+
+    fn manifest(image: &Path, digest: &str) {
+        let text = format!(
+            r#"{{"vmlinux_sha256": "{digest}", "build_id": "b", "profile": "sandbox", "tables": "acpi",
+                "source_version": "6.1", "added_later": 1}}"#
+        );
+        std::fs::write(image.with_file_name("kernel.json"), text).unwrap();
+    }
+
+    #[test]
+    fn the_first_place_that_has_the_profile_wins() {
+        let (near, far) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = vec![near.path().to_owned(), far.path().to_owned()];
+        let places = KernelPlaces { named: None, roots };
+        let sandbox = install(far.path(), "sandbox");
+        let tiny = install(near.path(), "tiny");
+        assert_eq!(places.find(None, Profile::Sandbox), Ok(sandbox));
+        assert_eq!(places.find(None, Profile::Tiny), Ok(tiny));
+        let sandbox = install(near.path(), "sandbox");
+        assert_eq!(places.find(None, Profile::Sandbox), Ok(sandbox));
+    }
+
+    #[test]
+    fn a_name_is_taken_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        install(root.path(), "sandbox");
+        let roots = vec![root.path().to_owned()];
+        let named = KernelPlaces { named: Some("/nope".into()), roots };
+        assert_eq!(named.find(None, Profile::Sandbox), Err(vec![PathBuf::from("/nope")]));
+        assert_eq!(named.find(Some(Path::new("k")), Profile::Sandbox), Ok("k".into()));
+    }
+
+    #[test]
+    fn a_kernel_is_intact_when_its_digest_is_the_recorded_one() {
+        const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let root = tempfile::tempdir().unwrap();
+        let image = install(root.path(), "sandbox");
+        assert!(matches!(verify(&image), Err(VerifyError::Manifest { .. })));
+        manifest(&image, ABC);
+        assert_eq!(verify(&image).unwrap().source_version, "6.1");
+        std::fs::write(&image, "abd").unwrap();
+        let error = verify(&image).unwrap_err();
+        assert!(
+            matches!(&error, VerifyError::Digest { expected, .. } if expected == ABC),
+            "{error}"
+        );
+        std::fs::write(image.with_file_name("kernel.json"), "{}").unwrap();
+        assert!(matches!(verify(&image), Err(VerifyError::Format { .. })));
+    }
+}

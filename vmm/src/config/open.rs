@@ -1,14 +1,13 @@
 //! From a [`Spec`] to a [`Plan`]: opens, locks and checks everything that the user named.
 //!
-//! Invariant: nothing is created, truncated or removed until everything has been checked, and nothing here waits for
-//! another process. Runs once, on the main thread, before any other thread exists.
+//! Invariant: a refusal leaves every file as it was, and nothing here waits for another process. Runs once, on the main
+//! thread, before any other thread exists.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::failure::{FileRole, PlanError};
@@ -19,6 +18,7 @@ use super::plan::{
 };
 use super::spec::{ConsoleSpec, DiskSpec, Spec, VsockSpec};
 use crate::sys::open_file::set_blocking;
+use crate::sys::{unix, unix_peer};
 
 /// Unit of a disk's size.
 pub const SECTOR_BYTES: u64 = 512;
@@ -69,9 +69,13 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
     let image = kernel(spec.kernel.as_deref(), places)?;
     let initrd = spec.initrd.as_deref().map(|path| input(FileRole::Initrd, path)).transpose()?;
     let mut taken = Taken::default();
-    let disks =
-        spec.disks.iter().map(|disk| open_disk(disk, &mut taken)).collect::<Result<_, _>>()?;
-    let console = console(spec.console.as_ref(), &mut taken)?;
+    let (disks, console) = match open_writable(spec, &mut taken) {
+        Ok(opened) => opened,
+        Err(error) => {
+            taken.remove_created();
+            return Err(error);
+        }
+    };
     Ok(Plan {
         cpus,
         memory_bytes,
@@ -85,6 +89,14 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
         seccomp: spec.seccomp.unwrap_or(true),
         tables: spec.tables.map_or(Tables::Auto, Tables::from),
     })
+}
+
+fn open_writable(
+    spec: &Spec,
+    taken: &mut Taken,
+) -> Result<(Vec<DiskPlan>, ConsolePlan), PlanError> {
+    let disks = spec.disks.iter().map(|disk| open_disk(disk, taken)).collect::<Result<_, _>>()?;
+    Ok((disks, console(spec.console.as_ref(), taken)?))
 }
 
 fn memory(bytes: u64) -> Result<u64, PlanError> {
@@ -110,13 +122,19 @@ fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(PlanError::VsockNotSocket { path });
         }
-        // A socket that a killed machine left refuses connections, and the device replaces it.
-        Ok(_) => {
-            if let Ok(stream) = UnixStream::connect(&path) {
-                let holder = crate::sys::unix_peer::pid(&stream).map(lock::Holder::of);
+        // A socket that a killed machine left refuses connections, and the device replaces it. One that may not be
+        // connected to is the device's to refuse.
+        Ok(_) => match unix::connect(&path) {
+            Ok(stream) => {
+                let holder = unix_peer::pid(&stream).map(lock::Holder::of);
                 return Err(PlanError::VsockInUse { path, holder });
             }
-        }
+            // The queue of connections is full: it listens and does not answer.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(PlanError::VsockInUse { path, holder: None });
+            }
+            Err(_) => {}
+        },
     }
     Ok(VsockPlan { path, guest_cid })
 }
@@ -160,7 +178,10 @@ fn input(role: FileRole, path: &Path) -> Result<InputFile, PlanError> {
 
 /// The files that devices of this machine write to or read from, to notice one that is named twice.
 #[derive(Debug, Default)]
-struct Taken(Vec<(Identity, FileRole, PathBuf)>);
+struct Taken {
+    files: Vec<(Identity, FileRole, PathBuf)>,
+    created: Vec<PathBuf>,
+}
 
 /// What makes two names one file: a block device has many nodes, a regular file one inode.
 #[derive(Debug, PartialEq, Eq)]
@@ -176,7 +197,9 @@ impl Taken {
         } else {
             Identity::Inode { device: found.dev(), inode: found.ino() }
         };
-        if let Some((_, other_role, other_path)) = self.0.iter().find(|(it, ..)| *it == identity) {
+        if let Some((_, other_role, other_path)) =
+            self.files.iter().find(|(it, ..)| *it == identity)
+        {
             return Err(PlanError::SameFile {
                 role,
                 path: path.to_owned(),
@@ -184,8 +207,16 @@ impl Taken {
                 other_path: other_path.clone(),
             });
         }
-        self.0.push((identity, role, path.to_owned()));
+        self.files.push((identity, role, path.to_owned()));
         Ok(())
+    }
+
+    /// Files made for a machine that is not to be; they are empty still.
+    fn remove_created(&self) {
+        for path in &self.created {
+            // The refusal is what must be told.
+            drop(fs::remove_file(path));
+        }
     }
 }
 
@@ -235,7 +266,7 @@ fn limit(
 
 fn open_overlay(path: &Path, taken: &mut Taken) -> Result<OverlayPlan, PlanError> {
     let role = FileRole::Overlay;
-    let (file, found) = open_or_create(role, path, Metadata::is_file)?;
+    let (file, found) = open_or_create(role, path, taken, Metadata::is_file)?;
     taken.claim(role, path, &found)?;
     lock_file(role, path, &file, false)?;
     Ok(OverlayPlan { path: path.to_owned(), file })
@@ -248,7 +279,7 @@ fn console(spec: Option<&ConsoleSpec>, taken: &mut Taken) -> Result<ConsolePlan,
         Some(ConsoleSpec::File(path)) => path,
     };
     let role = FileRole::Console;
-    let (file, found) = open_or_create(role, path, |found| {
+    let (file, found) = open_or_create(role, path, taken, |found| {
         let kind = found.file_type();
         kind.is_file() || kind.is_fifo() || kind.is_char_device()
     })?;
@@ -273,12 +304,14 @@ fn lock_file(role: FileRole, path: &Path, file: &File, shared: bool) -> Result<(
 fn open_or_create(
     role: FileRole,
     path: &Path,
+    taken: &mut Taken,
     suits: impl Fn(&Metadata) -> bool,
 ) -> Result<(File, Metadata), PlanError> {
     if fs::metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         let created = OpenOptions::new().read(true).write(true).create_new(true).open(path);
         match created {
             Ok(file) => {
+                taken.created.push(path.to_owned());
                 let found =
                     file.metadata().map_err(|source| open_error(role, path, true, source))?;
                 return Ok((file, found));
@@ -352,3 +385,6 @@ fn kind(found: &Metadata) -> &'static str {
         "a regular file"
     }
 }
+
+#[cfg(test)]
+mod tests;

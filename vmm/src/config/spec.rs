@@ -377,3 +377,92 @@ impl<'de> Deserialize<'de> for VsockSpec {
         Self::parse(&text).map_err(|error| de::Error::custom(error.reason()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_as_flags() {
+        let full = DiskSpec {
+            path: "a b.img".into(),
+            ro: true,
+            overlay: Some("o=1".into()),
+            iops: Some(5),
+            bw: Some(Bandwidth(2 << 10)),
+        };
+        for (text, want) in [
+            ("d.img", DiskSpec { path: "d.img".into(), ..DiskSpec::default() }),
+            ("a b.img,ro,overlay=o=1,iops=5,bw=2K", full),
+        ] {
+            assert_eq!(DiskSpec::parse(text.as_ref()).unwrap(), want);
+        }
+        let not_utf8 = OsStr::from_bytes(b"d\xff,overlay=\xfe");
+        let disk = DiskSpec::parse(not_utf8).unwrap();
+        assert_eq!(disk.overlay.unwrap().as_os_str().as_bytes(), b"\xfe");
+    }
+
+    #[test]
+    fn flag_values_that_are_not_right_are_refused() {
+        let size = "a size is a whole number and K, M, G or T, such as 512M or 4Gi";
+        let time = "a time is a whole number and ms, s, m or h, such as 30s or 5m";
+        for (error, want) in [
+            (DiskSpec::parse("".as_ref()).unwrap_err(), "--disk : the file name is empty"),
+            (DiskSpec::parse(",ro".as_ref()).unwrap_err(), "--disk ,ro: the file name is empty"),
+            (
+                DiskSpec::parse("d,rw".as_ref()).unwrap_err(),
+                "--disk d,rw: \"rw\" is none of ro, overlay=FILE, iops=N, bw=SIZE",
+            ),
+            (
+                DiskSpec::parse("d,ro=1".as_ref()).unwrap_err(),
+                "--disk d,ro=1: \"ro=1\" is none of ro, overlay=FILE, iops=N, bw=SIZE",
+            ),
+            (
+                DiskSpec::parse("d,".as_ref()).unwrap_err(),
+                "--disk d,: \"\" is none of ro, overlay=FILE, iops=N, bw=SIZE",
+            ),
+            (
+                DiskSpec::parse("d,ro,ro".as_ref()).unwrap_err(),
+                "--disk d,ro,ro: \"ro\" is given twice",
+            ),
+            (
+                DiskSpec::parse("d,overlay=".as_ref()).unwrap_err(),
+                "--disk d,overlay=: overlay needs a file: overlay=FILE",
+            ),
+            (
+                DiskSpec::parse("d,iops=x".as_ref()).unwrap_err(),
+                "--disk d,iops=x: iops=x: iops needs a whole number: iops=5000",
+            ),
+            (
+                DiskSpec::parse("d,bw=100".as_ref()).unwrap_err(),
+                "--disk d,bw=100: bw=100: a unit is needed: K, M, G or T",
+            ),
+            (VsockSpec::parse("".as_ref()).unwrap_err(), "--vsock : the socket path is empty"),
+            (
+                VsockSpec::parse("v,x=1".as_ref()).unwrap_err(),
+                "--vsock v,x=1: only cid=N may follow the path",
+            ),
+            (
+                VsockSpec::parse("v,cid=x".as_ref()).unwrap_err(),
+                "--vsock v,cid=x: cid needs a whole number: cid=3",
+            ),
+            (
+                ConsoleSpec::parse("file=".as_ref()).unwrap_err(),
+                "--console file=: none of stdio, file=FILE, none",
+            ),
+            (
+                ConsoleSpec::parse("stdio=1".as_ref()).unwrap_err(),
+                "--console stdio=1: none of stdio, file=FILE, none",
+            ),
+            (MemorySize::parse("1.5G").unwrap_err(), &format!("--memory 1.5G: {size}")),
+            (
+                MemorySize::parse("99999999T").unwrap_err(),
+                "--memory 99999999T: the size does not fit in 64 bits",
+            ),
+            (TimeLimit::parse("soon").unwrap_err(), &format!("--timeout soon: {time}")),
+            (Spec::parse_cpus("-1").unwrap_err(), "--cpus -1: not a whole number"),
+        ] {
+            assert_eq!(error.to_string(), want);
+        }
+    }
+}

@@ -43,7 +43,7 @@ pub fn ending(outcome: &Outcome, verdict: &Verdict) -> String {
         line("last exit", exit);
     }
     if let Some((cpu, registers)) = &verdict.registers {
-        line(&format!("registers of CPU {cpu}"), "");
+        text.push_str(&format!("  registers of CPU {cpu}:\n"));
         text.push_str(&registers_text(registers));
     }
     let lines = outcome.console.lines();

@@ -16,6 +16,18 @@ use super::tty;
 /// What ends the machine.
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
+/// Blocks what ends the machine on this thread, and on those that it starts later: the event loop is to have it.
+///
+/// # Errors
+/// What the host said.
+pub fn block_ending() -> io::Result<libc::sigset_t> {
+    let set = create_sigset(&ENDING).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+    // SAFETY: `set` is read; the old mask is not asked for.
+    let error =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if error == 0 { Ok(set) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
 /// The ending signals as a readable file descriptor. Made before any other thread, so that all threads have them blocked.
 #[derive(Debug)]
 pub struct EndingSignals {
@@ -28,13 +40,7 @@ impl EndingSignals {
     /// # Errors
     /// What the host said.
     pub fn open() -> io::Result<Self> {
-        let set = create_sigset(&ENDING).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        // SAFETY: `set` is read; the old mask is not asked for.
-        let error =
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
+        let set = block_ending()?;
         // SAFETY: `set` is read; -1 asks for a new descriptor.
         let fd =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
