@@ -7,15 +7,13 @@ use std::ffi::c_long;
 
 use kvm_bindings::{KVMIO, kvm_mp_state, kvm_regs, kvm_sregs};
 use libc::{
-    SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_ctl, SYS_epoll_pwait,
-    SYS_epoll_wait, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_fsync,
-    SYS_futex, SYS_getpid, SYS_getrandom, SYS_getsockopt, SYS_io_uring_enter,
-    SYS_io_uring_register, SYS_ioctl, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
-    SYS_poll, SYS_ppoll, SYS_pread64, SYS_preadv, SYS_pwrite64, SYS_pwritev2, SYS_read, SYS_readv,
-    SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_shutdown, SYS_sigaltstack,
-    SYS_socket, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_unlink, SYS_write,
-    SYS_writev,
+    SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_ctl, SYS_epoll_wait,
+    SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_fsync, SYS_futex,
+    SYS_getpid, SYS_getrandom, SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl, SYS_madvise,
+    SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2,
+    SYS_read, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask,
+    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_socket,
+    SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_unlink, SYS_write,
 };
 
 use super::Role;
@@ -68,12 +66,11 @@ pub(super) const fn budget(role: Role) -> usize {
     match role {
         Role::Main => 32,
         Role::Vcpu => 20,
-        Role::Block => 27,
-        Role::Vsock => 35,
+        Role::Block => 25,
+        Role::Vsock => 30,
     }
 }
 
-/// The process's id, to the kernel's eye `int`.
 const STDIN: u32 = libc::STDIN_FILENO.cast_unsigned();
 const NOT_READ_WRITE: u32 = !(libc::PROT_READ | libc::PROT_WRITE).cast_unsigned();
 const PRIVATE_ANONYMOUS: u32 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
@@ -115,10 +112,9 @@ const EVERY: &[Entry] = &[
 const DEBUG: &[Entry] = &[when(SYS_fcntl, &[&[Is(1, libc::F_GETFD.cast_unsigned())]])];
 
 const MAIN: &[Entry] = &[
-    always(SYS_epoll_wait), // event::Waiter
-    always(SYS_epoll_pwait),
-    always(SYS_epoll_ctl), // event::Waiter: console input and output come and go
-    always(SYS_poll),      // sys::console_io: whether the sink takes bytes
+    always(SYS_epoll_wait),     // the worker's loop
+    always(SYS_epoll_ctl),      // event::Waiter: console input and output come and go
+    always(SYS_poll),           // sys::console_io: whether the sink takes bytes
     always(SYS_timerfd_create), // machine: the halt check and the time-out
     always(SYS_timerfd_settime),
     // sys::signal::next_is_final
@@ -130,13 +126,14 @@ const MAIN: &[Entry] = &[
             &[Is(0, libc::SIGHUP.cast_unsigned())],
         ],
     ),
-    always(SYS_getpid), // pthread_kill
+    always(SYS_getpid),                                   // pthread_kill
     when(SYS_tgkill, &[&[OwnProcess(0), KickSignal(2)]]), // sys::kick
-    always(SYS_sched_yield), // mpsc, when a report is half sent
-    always(SYS_restart_syscall), // poll, continued after a stop
+    always(SYS_sched_yield),                              // mpsc, when a report is half sent
+    always(SYS_restart_syscall),                          // poll, continued after a stop
     always(SYS_fdatasync), // files written at the end, open since the start
     always(SYS_fsync),
-    always(SYS_unlink), // the vsock sockets' names, at the end
+    always(SYS_statx), // the vsock socket's name goes at the end, when it still is ours
+    always(SYS_unlink),
     when(SYS_ioctl, &[&[Is(1, request(libc::TCGETS))]]), // isatty, for the report
 ];
 
@@ -146,8 +143,8 @@ const VCPU: &[Entry] = &[
         SYS_ioctl,
         &[
             &[Is(1, KVM_RUN)],
-            &[Is(1, kvm_read::<kvm_regs>(0x81))],     // KVM_GET_REGS
-            &[Is(1, kvm_read::<kvm_sregs>(0x83))],    // KVM_GET_SREGS
+            &[Is(1, kvm_read::<kvm_regs>(0x81))], // KVM_GET_REGS
+            &[Is(1, kvm_read::<kvm_sregs>(0x83))], // KVM_GET_SREGS
             &[Is(1, kvm_read::<kvm_mp_state>(0x98))], // KVM_GET_MP_STATE
         ],
     ),
@@ -162,8 +159,6 @@ const BLOCK: &[Entry] = &[
     when(SYS_io_uring_register, &[&[Is(1, IORING_REGISTER_ENABLE_RINGS)]]),
     always(SYS_preadv), // the synchronous engine
     always(SYS_pwritev2),
-    always(SYS_pread64), // overlay: its map
-    always(SYS_pwrite64),
     always(SYS_fdatasync),
     always(SYS_fallocate),       // discard and zeroing
     always(SYS_ppoll),           // the synchronous engine waits for its doorbell
@@ -171,8 +166,7 @@ const BLOCK: &[Entry] = &[
 ];
 
 const VSOCK: &[Entry] = &[
-    always(SYS_epoll_wait), // event::Waiter
-    always(SYS_epoll_pwait),
+    always(SYS_epoll_wait), // the worker's loop
     always(SYS_epoll_ctl),
     always(SYS_accept4), // clients of the host
     // Connections to listeners of the host.
@@ -184,27 +178,13 @@ const VSOCK: &[Entry] = &[
         ]],
     ),
     always(SYS_connect),
-    always(SYS_readv), // payload, between socket and guest memory
-    always(SYS_writev),
-    always(SYS_recvmsg),
+    always(SYS_recvfrom), // a client's first line
+    always(SYS_recvmsg),  // payload, between socket and guest memory
     always(SYS_sendmsg),
-    always(SYS_recvfrom),
-    always(SYS_sendto),
     always(SYS_shutdown),
-    // take_error
-    when(
-        SYS_getsockopt,
-        &[&[Is(1, libc::SOL_SOCKET.cast_unsigned()), Is(2, libc::SO_ERROR.cast_unsigned())]],
-    ),
-    // set_nonblocking, whichever way it goes
-    when(SYS_ioctl, &[&[Is(1, request(libc::FIONBIO))]]),
-    when(
-        SYS_fcntl,
-        &[&[Is(1, libc::F_GETFL.cast_unsigned())], &[Is(1, libc::F_SETFL.cast_unsigned())]],
-    ),
-    always(SYS_timerfd_settime), // deadlines of streams
-    always(SYS_getrandom),       // the seed of a thread's first HashMap
-    always(SYS_restart_syscall),
+    when(SYS_ioctl, &[&[Is(1, request(libc::FIONBIO))]]), // set_nonblocking
+    always(SYS_sched_yield),                              // mpsc, when a command is half sent
+    always(SYS_getrandom),                                // the seed of a thread's first HashMap
 ];
 
 /// The type of a socket without its flags.

@@ -8,6 +8,8 @@ mod filters;
 mod seccomp;
 
 #[cfg(test)]
+mod calls;
+#[cfg(test)]
 mod tests;
 
 use std::io;
