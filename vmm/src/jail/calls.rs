@@ -20,13 +20,13 @@ pub(super) const FORBIDDEN: [(&str, c_long, fn()); 16] = [
     ("exec-protect", libc::SYS_mprotect, exec_protect),
     ("file-map", libc::SYS_mmap, || raw(libc::SYS_mmap, [0, 4096, 1, 2, u64::MAX, 0], false)),
     ("terminal-input", libc::SYS_ioctl, || {
-        raw(libc::SYS_ioctl, [99, libc::TIOCSTI, 0, 0, 0, 0], false)
+        raw(libc::SYS_ioctl, [99, libc::TIOCSTI, 0, 0, 0, 0], false);
     }),
     ("futex-requeue", libc::SYS_futex, || raw(libc::SYS_futex, [0, 3, 0, 0, 0, 0], false)),
     ("signal-another", libc::SYS_tgkill, || raw(libc::SYS_tgkill, [1, 1, 0, 0, 0, 0], false)),
     ("io-uring", libc::SYS_io_uring_setup, || raw(libc::SYS_io_uring_setup, [0; 6], false)),
     ("no-new-filter", libc::SYS_seccomp, || {
-        raw(libc::SYS_seccomp, [u64::MAX, 0, 0, 0, 0, 0], false)
+        raw(libc::SYS_seccomp, [u64::MAX, 0, 0, 0, 0, 0], false);
     }),
 ];
 

@@ -1,7 +1,7 @@
 //! The system calls of each role, as tables: what is not listed ends the process.
 //!
 //! Invariant: no table holds a call that opens a file by name, starts a process or a thread, or makes memory executable. Every entry says
-//! who makes the call. Pure data; `seccomp` compiles it.
+//! who makes the call. Pure data; `assemble` makes a program of it.
 
 use std::ffi::c_long;
 
@@ -30,6 +30,18 @@ pub(super) enum Check {
     OwnProcess(u8),
     /// Argument number: the signal that makes a vCPU leave the guest.
     KickSignal(u8),
+}
+
+impl Check {
+    /// The argument's number, the bits of it that count, and their value.
+    pub(super) fn parts(self) -> (u8, u32, u32) {
+        match self {
+            Self::Is(argument, value) => (argument, u32::MAX, value),
+            Self::Masked(argument, mask, value) => (argument, mask, value),
+            Self::OwnProcess(argument) => (argument, u32::MAX, std::process::id()),
+            Self::KickSignal(argument) => (argument, u32::MAX, libc::SIGRTMIN().cast_unsigned()),
+        }
+    }
 }
 
 use Check::{Is, KickSignal, Masked, OwnProcess};

@@ -4,6 +4,7 @@
 //! Invariant: no thread runs guest-driven code before its filter is on. A system call outside the filter ends the process, with the
 //! terminal given back.
 
+mod assemble;
 mod filters;
 mod seccomp;
 
@@ -49,7 +50,7 @@ impl Jail {
         name: &str,
         body: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<JoinHandle<T>> {
-        // Here rather than in the thread, so that what can fail is reported and threads of a role share one compilation.
+        // Here rather than in the thread, so that what can fail is reported and threads of a role share one program.
         self.prepare(role)?;
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             if self.confine(role).is_err() {

@@ -1,4 +1,4 @@
-//! Compiles the tables, puts filters on, and ends the process on a violation.
+//! Puts filters on, and ends the process on a violation.
 //!
 //! Invariant: a violation traps into a handler that gives the terminal back, says which call it was and ends the process; nothing else of
 //! the program runs after it on that thread. Where the handler can't run, the kernel kills. Any thread.
@@ -6,20 +6,16 @@
 #![expect(unsafe_code, reason = "prctl, sigaction and a signal handler are raw")]
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::io;
 use std::sync::OnceLock;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use libc::sock_filter;
 
 use crate::sys::tty;
 
-use super::Role;
-use super::filters::{self, Check};
+use super::assemble::{self, TooLarge};
+use super::{Role, filters};
 
 const NAME_BYTES: usize = 16;
 
@@ -28,47 +24,25 @@ thread_local! {
     static NAME: Cell<([u8; NAME_BYTES], usize)> = const { Cell::new(([0; NAME_BYTES], 0)) };
 }
 
-/// The compiled filter of `role`; compiled once in the life of the process.
+/// The program of `role`; assembled once in the life of the process.
 ///
 /// # Errors
-/// When a table can't be compiled.
-pub(super) fn program(role: Role) -> io::Result<&'static BpfProgram> {
-    static PROGRAMS: [OnceLock<Result<BpfProgram, String>>; 4] = [const { OnceLock::new() }; 4];
+/// When its table is too large.
+pub(super) fn program(role: Role) -> io::Result<&'static [sock_filter]> {
+    static PROGRAMS: [OnceLock<Result<Vec<sock_filter>, TooLarge>>; 4] =
+        [const { OnceLock::new() }; 4];
     let slot = match role {
         Role::Main => 0,
         Role::Vcpu => 1,
         Role::Block => 2,
         Role::Vsock => 3,
     };
-    PROGRAMS[slot]
-        .get_or_init(|| compile(role).map_err(|error| error.to_string()))
-        .as_ref()
-        .map_err(|error| io::Error::other(error.as_str()))
-}
-
-pub(super) fn compile(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for entry in filters::tables(role).into_iter().flatten() {
-        let chain = rules.entry(entry.call).or_default();
-        for checks in entry.any_of {
-            let conditions = checks.iter().copied().map(condition).collect::<Result<_, _>>()?;
-            chain.push(SeccompRule::new(conditions)?);
-        }
+    let assembled = PROGRAMS[slot]
+        .get_or_init(|| assemble::program(filters::tables(role).into_iter().flatten()));
+    match assembled {
+        Ok(program) => Ok(program),
+        Err(error) => Err(io::Error::other(*error)),
     }
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?;
-    filter.try_into()
-}
-
-fn condition(check: Check) -> Result<SeccompCondition, seccompiler::BackendError> {
-    use SeccompCmpOp::{Eq, MaskedEq};
-    let (argument, operator, value) = match check {
-        Check::Is(argument, value) => (argument, Eq, value),
-        Check::Masked(argument, mask, value) => (argument, MaskedEq(u64::from(mask)), value),
-        Check::OwnProcess(argument) => (argument, Eq, std::process::id()),
-        Check::KickSignal(argument) => (argument, Eq, libc::SIGRTMIN().cast_unsigned()),
-    };
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, u64::from(value))
 }
 
 /// Makes the process ready for filters: the handler of violations, and an allocator that stays within them. Once per process.
@@ -136,14 +110,20 @@ pub(super) fn forbid_new_privileges() -> io::Result<()> {
 ///
 /// # Errors
 /// What the host said.
-pub(super) fn install(program: &BpfProgram) -> io::Result<()> {
+pub(super) fn install(program: &[sock_filter]) -> io::Result<()> {
     remember_name();
     // The allocator picks a thread's heap at its first use, and counts processors for that.
     std::hint::black_box(Vec::<u8>::with_capacity(64));
-    seccompiler::apply_filter(program).map_err(|error| match error {
-        seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error) => error,
-        other => io::Error::other(other.to_string()),
-    })
+    let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // The kernel only reads the instructions.
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: `program` names as many instructions as it says, alive across the call, in which the kernel copies them.
+    if unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 fn remember_name() {
