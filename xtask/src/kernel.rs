@@ -186,7 +186,8 @@ pub(crate) fn build(profile: Profile) -> Result<Built> {
         let what = format!("kernel: building {name} from {} {}", source.package, source.version);
         step(&what, || make_entry(profile, &source, &wanted, &root, &entry))?;
     }
-    let manifest = verify(profile, &entry)?;
+    let manifest = verify(profile, &entry)
+        .with_context(|| format!("remove {} to build it again", entry.display()))?;
     let dir = data_dir()?.join("kernels").join(profile.name());
     install(&entry, &dir)?;
     Ok(Built { vmlinux: dir.join("vmlinux"), dir, manifest })
