@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -40,7 +41,7 @@ pub(crate) struct Base {
 impl Base {
     /// Takes the base from the cache, or makes it. Two makers at once do not disturb each other.
     pub(crate) fn prepare() -> Result<Self> {
-        let tree = setup::unpacked("linux-image-amd64")?;
+        let tree = kernel_tree()?;
         let version = modules::version_of(&tree)?;
         let vmlinuz = tree.join("boot").join(format!("vmlinuz-{version}"));
         let busybox = cmd::require("busybox", "busybox-static")?;
@@ -97,6 +98,29 @@ impl Base {
         let lines = modules.resolve(&wanted)?;
         Ok(lines.iter().map(|line| format!("{line}\n")).collect())
     }
+}
+
+/// The unpacked kernel package. Asking the package manager for its newest version takes seconds, so
+/// the answer is good for a day.
+fn kernel_tree() -> Result<PathBuf> {
+    const DAY: Duration = Duration::from_hours(24);
+    let note = setup::cache_dir()?.join("lab").join("kernel-package");
+    let recent = std::fs::metadata(&note)
+        .and_then(|metadata| metadata.modified())
+        .is_ok_and(|time| time.elapsed().is_ok_and(|age| age < DAY));
+    if recent {
+        let tree = PathBuf::from(std::fs::read_to_string(&note)?);
+        if tree.is_dir() {
+            return Ok(tree);
+        }
+    }
+    let tree = setup::unpacked("linux-image-amd64")?;
+    let parent = note.parent().context("the cache has a parent")?;
+    std::fs::create_dir_all(parent)?;
+    let mut fresh = tempfile::NamedTempFile::new_in(parent)?;
+    fresh.write_all(tree.to_string_lossy().as_bytes())?;
+    fresh.persist(&note).with_context(|| format!("cannot write {}", note.display()))?;
+    Ok(tree)
 }
 
 /// Kernel command line of the lab. Everything here takes seconds off an emulated boot.

@@ -33,7 +33,7 @@ enum Event {
 }
 
 /// Runs a lab from start to end. A lab that misses its deadline or dies is an error that holds the
-/// last phase and the last lines of the console.
+/// last phase; what the console said last is printed.
 pub(crate) fn run(spec: &Spec, base: &Base) -> Result<Outcome> {
     let begin = Instant::now();
     let qemu = cmd::require("qemu-system-x86_64", "qemu-system-x86")?;
@@ -61,7 +61,13 @@ pub(crate) fn run(spec: &Spec, base: &Base) -> Result<Outcome> {
     emulator.stop()?;
     let said = emulator.stderr();
     let (stdout, stderr) = ports.close();
-    let code = ended.with_context(|| run.report(console, &said))?;
+    if ended.is_err() {
+        crate::say::quote(last_lines(console, &said));
+    }
+    let code = ended.with_context(|| {
+        let seconds = begin.elapsed().as_secs_f64();
+        format!("lab failed while {} after {seconds:.1} s", run.phase)
+    })?;
     let boot = run.boot.unwrap_or_default();
     Ok(Outcome { code, stdout, stderr, boot, total: begin.elapsed() })
 }
@@ -106,21 +112,18 @@ impl Run<'_> {
             }
         }
     }
+}
 
-    fn report(&self, mut console: File, said: &str) -> String {
-        let mut bytes = Vec::new();
-        if let Err(error) = console.read_to_end(&mut bytes) {
-            bytes = format!("(cannot read the console: {error})").into_bytes();
-        }
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().collect();
-        let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
-        format!(
-            "lab failed while {} after {:.1} s\n{said}last console lines:\n{last}",
-            self.phase,
-            self.begin.elapsed().as_secs_f64()
-        )
+/// What the emulator said and the end of the lab's console.
+fn last_lines(mut console: File, said: &str) -> String {
+    let mut bytes = Vec::new();
+    if let Err(error) = console.read_to_end(&mut bytes) {
+        bytes = format!("(cannot read the console: {error})").into_bytes();
     }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
+    format!("{said}last console lines of the lab:\n{last}")
 }
 
 struct Emulator(Child);
