@@ -110,6 +110,7 @@ impl Block {
             id: identity(overlay.as_ref().map_or(&file, |overlay| &overlay.file)).map_err(setup)?,
             limiter: limiter.map(|limiter| Arc::new(Mutex::new(limiter))),
             started: Instant::now(),
+            changed: Arc::default(),
         };
         let mut device = Self::idle(&shared, queues);
         match overlay {
@@ -181,9 +182,9 @@ impl Block {
     fn stop_workers(&mut self) -> io::Result<()> {
         self.active = false;
         let mut outcome = Ok(());
-        // The last one to stop flushes: by then no worker writes any more.
+        // The last one to stop flushes: by then no other worker writes any more.
         while let Some(Running { mailbox, thread }) = self.workers.pop() {
-            let flush = self.workers.is_empty() && !self.geometry.read_only;
+            let flush = self.workers.is_empty();
             let answered = ask(&mailbox, |reply| Command::Stop { flush, reply }).wait();
             outcome = outcome.and(answered);
             if thread.join().is_err() {

@@ -429,6 +429,25 @@ fn shutdown_ends_what_is_under_way_and_stops_the_threads() {
 }
 
 #[test]
+fn shutdown_makes_an_overlay_durable_without_a_flush_of_the_driver() {
+    let base = image(&pattern(64 << 10));
+    let delta = tempfile::tempfile().unwrap();
+    let overlaid = || {
+        let mut plan = plan(&base);
+        let file = delta.try_clone().unwrap();
+        plan.overlay = Some(OverlayPlan { path: "delta".into(), file });
+        Rig::new(plan, EngineKind::Auto, FLUSH)
+    };
+    let mut rig = overlaid();
+    rig.ram.write(GuestAddress(DATA), &[0x5a; 512]).unwrap();
+    assert_eq!(rig.request(OUT, 7, &[(DATA, 512, false)]), (OK, 1));
+    rig.device.shutdown().unwrap();
+    let mut rig = overlaid();
+    assert_eq!(rig.request(IN, 7, &[(DATA + 4096, 512, true)]), (OK, 513));
+    assert_eq!(rig.ram_bytes(DATA + 4096, 512), [0x5a; 512]);
+}
+
+#[test]
 fn limits_delay_requests_and_drop_none() {
     for engine in ENGINES {
         let file = image(&pattern(1 << 20));

@@ -4,6 +4,7 @@
 //! without the doorbell, a completion, a limit's deadline or its mailbox being able to wake it.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     pub(super) id: [u8; ID_BYTES],
     pub(super) limiter: Option<Arc<Mutex<Limiter>>>,
     pub(super) started: Instant,
+    /// The driver has changed the disk, through whichever queue.
+    pub(super) changed: Arc<AtomicBool>,
 }
 
 /// What follows from a request.
@@ -133,6 +136,8 @@ impl Worker {
                 }
                 Command::Stop { flush, reply } => {
                     self.let_go()?;
+                    // A flush costs a barrier on the host's disk even for a clean file: a machine that wrote nothing does without.
+                    let flush = flush && self.shared.changed.load(Ordering::Relaxed);
                     let flushed = if flush { self.flush() } else { Ok(()) };
                     reply.send(flushed);
                     return Ok(true);
@@ -243,6 +248,7 @@ impl Worker {
         let parsed = Request::parse(chain, &active.ram, self.shared.geometry);
         self.charge(parsed.as_ref().map_or(0, Request::len_bytes));
         let request = parsed?;
+        self.note_change(&request);
         self.bufs.clear();
         request.buffers(chain, &active.ram, &mut self.bufs)?;
         Ok(match request {
@@ -263,6 +269,15 @@ impl Worker {
             Request::Discard(extents) => Next::Ranges { extents, discard: true },
             Request::Zero(extents) => Next::Ranges { extents, discard: false },
         })
+    }
+
+    fn note_change(&self, request: &Request) {
+        let changes =
+            matches!(request, Request::Write { .. } | Request::Discard(_) | Request::Zero(_));
+        // Looked at first, so that the flag's cache line stays shared among the workers.
+        if changes && !self.shared.changed.load(Ordering::Relaxed) {
+            self.shared.changed.store(true, Ordering::Relaxed);
+        }
     }
 
     fn identify(&self, active: &Active, chain: &Chain) -> Result<Next, RequestError> {
