@@ -26,7 +26,7 @@ const PACKAGES: [(&str, &[&str]); 13] = [
     ("proto", &[]),
     ("xtask", &[]),
     ("tests", &["vmm", "vmm/usernet", "rootfs", "rootfs/ext4", "proto"]),
-    ("benches", &["vmm", "vmm/usernet", "rootfs", "rootfs/ext4", "proto"]),
+    ("benches", &["tests", "vmm", "vmm/usernet", "rootfs", "rootfs/ext4", "proto"]),
 ];
 
 /// Libraries of others that a package must not link, and why.
