@@ -122,7 +122,7 @@ pub(super) struct Parts {
 ///
 /// # Errors
 /// [`BuildError`] names the part.
-pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, BuildError> {
+pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts, BuildError> {
     let host = Host::open().map_err(BuildError::Kvm)?;
     marks.stamp(Phase::KvmOpen);
     let ram = GuestRam::anonymous(&layout::ram_ranges(plan.memory_bytes))
@@ -136,7 +136,7 @@ pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, 
     let disks = add_disks(&mut slots, plan.disks, plan.cpus, jail)?;
     let others = add_others(&mut slots, plan.vsock, jail)?;
     let Slots { mut buses, used, .. } = slots;
-    let serial = add_platform(&vm, &mut buses, &marks)?;
+    let serial = add_platform(&vm, &mut buses, marks)?;
 
     let kernel = Kernel::parse(&plan.kernel.image)
         .map_err(|source| kernel_error(&plan.kernel.image, source))?;
