@@ -101,6 +101,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     crate::sys::kick::install().map_err(host("install the vCPU signal"))?;
     let marks = Arc::new(Marks::default());
     let timeout = plan.timeout;
+    let triple_fault_resets = cmdline::asks_for_triple_fault(&plan.append);
     let jail = Jail { seccomp: plan.seccomp };
     let parts = build::build(plan, &marks, jail)?;
     let waiter = Waiter::new().map_err(host("make an epoll"))?;
@@ -125,6 +126,10 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     };
     machine.start(parts.vcpus, jail)?;
     let (end, last_exit) = machine.serve(timeout)?;
+    let end = match end {
+        End::TripleFault { .. } if triple_fault_resets => End::Reset,
+        end => end,
+    };
     Ok(machine.stop(end, last_exit))
 }
 
