@@ -65,8 +65,9 @@ pub(super) fn build(facts: Facts<'_>) -> Result<CommandLine, CommandLineError> {
 
 /// Whether the user told the kernel to reset the machine by a triple fault, which then is no failure.
 pub(super) fn asks_for_triple_fault(append: &str) -> bool {
-    let reboot = append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reboot="));
-    reboot.last().is_some_and(|how| how.split(',').any(|part| part.starts_with('t')))
+    let mut reboot =
+        append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reboot="));
+    reboot.next_back().is_some_and(|how| how.split(',').any(|part| part.starts_with('t')))
 }
 
 #[cfg(test)]
