@@ -1,5 +1,11 @@
 //! The command as a user meets it: arguments in; exit code, standard output and standard error out. Needs no KVM.
 
+#![expect(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "the whole crate is a test"
+)]
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

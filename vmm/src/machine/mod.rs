@@ -102,7 +102,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     let marks = Arc::new(Marks::default());
     let timeout = plan.timeout;
     let jail = Jail { seccomp: plan.seccomp };
-    let parts = build::build(plan, Arc::clone(&marks), jail)?;
+    let parts = build::build(plan, &marks, jail)?;
     let waiter = Waiter::new().map_err(host("make an epoll"))?;
     let console =
         Console::open(parts.console, parts.serial, &waiter).map_err(host("connect the console"))?;
