@@ -1,5 +1,8 @@
 //! The command as a user meets it: arguments in; exit code, standard output and standard error out. Needs no KVM.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -46,7 +46,8 @@ const MAX_VSOCK_PATH_BYTES: usize = 107 - "_4294967295".len();
 /// # Errors
 /// [`PlanError`] names the first thing that cannot be had. What was opened is closed again.
 pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
-    if spec.disks.is_empty() && spec.initrd.is_none() {
+    // A kernel that the user names may need neither: a unikernel, a bare-metal test.
+    if spec.disks.is_empty() && spec.initrd.is_none() && spec.kernel.is_none() {
         return Err(PlanError::NoDisk);
     }
     if spec.disks.len() > MAX_DISKS {

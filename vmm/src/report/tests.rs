@@ -32,7 +32,6 @@ fn every_end_has_a_source_and_a_code() {
         reason: "internal error".into(),
         registers: Registers::default(),
     };
-    let panic = || End::Panic { reason: "Fatal exception".into() };
     for (end, console, source, code) in [
         (End::GuestExit(GuestExit::Code(0)), "", Source::Guest, 0),
         (End::GuestExit(GuestExit::Code(255)), PANIC, Source::Guest, 255),
@@ -41,10 +40,10 @@ fn every_end_has_a_source_and_a_code() {
         (End::Reset, "", Source::Guest, 0),
         (End::Reset, PANIC, Source::Panic, CODE_VMM),
         (End::PowerOff, "", Source::Guest, 0),
-        (End::PowerOff, PANIC, Source::Panic, CODE_VMM),
+        (End::PowerOff, PANIC, Source::Guest, 0),
         (End::Halted, "", Source::Guest, CODE_VMM),
         (End::Halted, PANIC, Source::Panic, CODE_VMM),
-        (panic(), "", Source::Panic, CODE_VMM),
+        (End::Halted, "[ 9.1] reboot: System halted\r\n", Source::Guest, 0),
         (triple_fault(), "", Source::TripleFault, CODE_VMM),
         (triple_fault(), PANIC, Source::Panic, CODE_VMM),
         (lost(), PANIC, Source::Vmm, CODE_VMM),
@@ -52,7 +51,6 @@ fn every_end_has_a_source_and_a_code() {
         (End::TimedOut, PANIC, Source::Timeout, CODE_TIMEOUT),
         (End::Signal(libc::SIGTERM), "", Source::Signal, 143),
         (End::Signal(-1), "", Source::Signal, CODE_VMM),
-        (End::Detached, "", Source::Signal, 130),
         (failed(), "", Source::Vmm, CODE_VMM),
     ] {
         let verdict = Verdict::of(&outcome(end.clone(), console));

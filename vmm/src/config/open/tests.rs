@@ -192,17 +192,24 @@ fn disk_options_and_combinations_that_make_no_sense_are_refused() {
                 "  fix: put several directories on one disk",
             ],
         ),
-        (
-            &[],
-            &[
-                "error: no disk was given",
-                "  the guest boots from its first disk or from an initial RAM disk",
-                "  fix: add --disk FILE, or --initrd FILE",
-            ],
-        ),
     ] {
         place.check(&place.spec(disks), expected);
     }
+}
+
+#[test]
+fn only_a_kernel_of_the_users_own_boots_without_a_disk() {
+    let place = Place::new();
+    let bare = place.spec(&[]);
+    open(&bare, &KernelPlaces::default()).unwrap();
+    place.check(
+        &Spec { kernel: None, ..bare },
+        &[
+            "error: no disk was given",
+            "  the guest boots from its first disk or from an initial RAM disk",
+            "  fix: add --disk FILE, or --initrd FILE",
+        ],
+    );
 }
 
 #[test]
