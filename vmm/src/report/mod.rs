@@ -1,7 +1,7 @@
 //! How a run ended, and how that is told: as an exit code, as text, as JSON.
 //!
 //! Invariant: an end that nobody asked for is never success, and everything that is told comes from one [`Verdict`]. Pure
-//! but for [`json::write`].
+//! but for [`json::ResultFile`].
 
 pub mod json;
 pub mod panic;

@@ -64,6 +64,15 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// What is told of a run until it has ended.
+    #[must_use]
+    pub fn cut_off() -> Self {
+        Self {
+            why: Some("openshell-vmm was killed, or the host went down".to_owned()),
+            ..Self::bad(Source::Vmm, CODE_VMM, "the run was cut off".to_owned())
+        }
+    }
+
     /// Reads `outcome`. A panic that the console shows explains a reset, a halt, a triple fault and a time-out: these are
     /// how a kernel that panicked ends, depending on its `panic=` option.
     #[must_use]
