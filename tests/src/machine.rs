@@ -330,6 +330,18 @@ impl Running {
         names
     }
 
+    /// Each thread's name and its value of `field` in /proc/PID/task/TID/status.
+    #[must_use]
+    pub fn thread_status(&self, field: &str) -> Vec<(String, String)> {
+        let of = |task: PathBuf| {
+            let name = fs::read_to_string(task.join("comm")).ok()?;
+            let status = fs::read_to_string(task.join("status")).ok()?;
+            let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+            Some((name.trim_end().to_owned(), value.trim().to_owned()))
+        };
+        self.entries("task").filter_map(of).collect()
+    }
+
     /// What its descriptors refer to, sorted; none once it has ended.
     #[must_use]
     pub fn descriptors(&self) -> Vec<String> {
