@@ -37,22 +37,25 @@ const REFUSED: [(&str, &[&str], &str); 3] = [
 ];
 
 /// The modules of the VMM from the top down. A module may use those of the layers below it.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["main", "cli"],
     &["machine"],
     &["boot", "vcpu", "control", "snapshot", "doctor"],
     &["devices", "virtio"],
+    &["report"],
     &["bus", "disk", "net", "event"],
     &["kvm", "jail"],
     &["memory"],
     // Plain values and the floor: none of these uses another module of ours.
-    &["config", "layout", "sys", "metrics", "trace", "console_tail"],
+    &["config", "layout", "sys", "metrics", "trace", "console_tail", "explain"],
 ];
 
 /// Arrows within a layer or up, each with its reason.
-const EXCEPTIONS: [(&str, &str, &str); 4] = [
+const EXCEPTIONS: [(&str, &str, &str); 6] = [
     ("config", "layout", "a plan is checked against the guest's physical map"),
     ("config", "sys", "a plan holds opened and locked files"),
+    ("config", "explain", "a refusal says what can be done"),
+    ("trace", "sys", "the start of the process lies before the first clock reading"),
     ("layout", "memory", "the map is made of guest addresses"),
     ("vcpu", "boot", "a vCPU starts in the state that the boot protocol asks for"),
 ];
