@@ -1,6 +1,6 @@
 //! Advisory locks on disk images, and who holds the one that is in the way.
 //!
-//! Invariant: taking a lock never waits. The locks are flock(2): they belong to the open file, so they go when the process
+//! Invariant: taking a lock waits for nobody who lives. The locks are flock(2): they belong to the open file, so they go when the process
 //! does, however it ends, and unlike fcntl(2) record locks they survive that another part of the process closes the file.
 //! `/proc/locks` names their holder, which open-file-description locks of fcntl(2) would not.
 
@@ -8,6 +8,8 @@ use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A process that has something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,12 @@ impl Holder {
     }
 }
 
+impl Holder {
+    fn lives(&self) -> bool {
+        Path::new("/proc").join(self.pid.to_string()).exists()
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "by process {}", self.pid)?;
@@ -43,11 +51,28 @@ pub enum LockError {
     Refused(io::Error),
 }
 
+/// How long the kernel may take to let go of the files of a process that was killed: it takes an io_uring apart after the process
+/// has ended.
+const LETTING_GO: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// Locks `file` against every other machine, or with `shared` against those that want it for themselves.
 ///
 /// # Errors
-/// [`LockError`], at once.
+/// [`LockError`]: at once when the holder lives, after two seconds when it has ended and the kernel still keeps its lock.
 pub fn lock(file: &File, shared: bool) -> Result<(), LockError> {
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        match try_lock(file, shared) {
+            Err(LockError::Held(Some(holder))) if !holder.lives() && Instant::now() < deadline => {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn try_lock(file: &File, shared: bool) -> Result<(), LockError> {
     let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Ok(()) => Ok(()),
@@ -120,6 +145,15 @@ garbage
         ] {
             assert_eq!(find_holder(LOCKS, dev, ino), want, "inode {ino}");
         }
+    }
+
+    #[test]
+    fn a_process_that_has_ended_does_not_live() {
+        assert!(Holder::of(std::process::id()).lives());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let holder = Holder::of(child.id());
+        child.wait().unwrap();
+        assert!(!holder.lives());
     }
 
     #[test]

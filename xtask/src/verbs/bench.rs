@@ -103,6 +103,7 @@ fn clocked(
     let script = "mkdir fixtures && cp /fixtures/* fixtures/ && exec ./bench \"$@\"";
     spec.command = ["sh", "-c", script, "bench", "lab"].map(str::to_owned).to_vec();
     spec.command.extend(arguments.iter().cloned());
+    spec.add_tool(&cmd::require("mke2fs", "e2fsprogs")?)?;
     if let Some(qemu) = cmd::find("qemu-system-x86_64") {
         spec.add_tool(&qemu)?;
         for directory in QEMU_FIRMWARE.map(Path::new).iter().filter(|path| path.is_dir()) {
