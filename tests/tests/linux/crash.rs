@@ -61,7 +61,7 @@ fn a_killed_machine_leaves_nothing_behind() {
             .option("--result", path("result"))
     };
     let (running, _directory) = guest().start();
-    running.wait_for("\nrunning\r");
+    running.wait_for("running\r");
     let children = format!("/proc/{0}/task/{0}/children", running.pid());
     assert_eq!(fs::read_to_string(children).unwrap_or_default(), "");
     running.signal(libc::SIGKILL);
@@ -76,7 +76,7 @@ fn a_killed_machine_leaves_nothing_behind() {
     }
     let names: BTreeSet<_> =
         fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    let expected = ["data", "delta", "root", "vsock"].map(Into::into);
+    let expected = ["data", "delta", "result", "root", "vsock"].map(Into::into);
     assert_eq!(
         names,
         BTreeSet::from(expected),
@@ -84,7 +84,7 @@ fn a_killed_machine_leaves_nothing_behind() {
     );
 
     let (running, _directory) = guest().start();
-    running.wait_for("\nrunning\r");
+    running.wait_for("running\r");
     running.signal(libc::SIGTERM);
     running.wait().expect_code(143);
     assert!(!path("vsock").exists() && path("result").exists());

@@ -80,7 +80,7 @@ fn a_panic_is_told_with_its_reason() {
             "init exited with status 1",
         );
     }
-    let killed = Guest::new().append("init=/bin/sh -- -c \"kill -SEGV $$\"");
+    let killed = Guest::new().append("init=/bin/guest-probe -- abort");
     assert_panics(
         killed,
         "Attempted to kill init! exitcode=0x0000000b",
@@ -120,7 +120,7 @@ fn the_time_limit_ends_a_machine_that_goes_on() {
 fn signals_end_a_machine_in_good_order() {
     for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGINT, 130)] {
         let (running, _directory) = Guest::running("echo running; sleep 1000").start();
-        running.wait_for("\nrunning\r");
+        running.wait_for("running\r");
         running.signal(signal);
         let finished = running.wait().expect_code(code);
         assert_eq!(finished.stderr, "");

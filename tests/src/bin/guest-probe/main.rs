@@ -30,6 +30,7 @@ fn run(words: &[&str]) -> Result<String> {
         ["hammer", path, threads, bytes] => disk::hammer(path, number(threads)?, number(bytes)?),
         ["pace", path, operations] => disk::pace(path, number(operations)?),
         ["lines", count] => lines(number(count)?),
+        ["abort"] => std::process::abort(),
         ["mark-init"] => ports::mark_init(),
         ["exit-code", code] => ports::exit_code(byte(code)?),
         ["exit-signal", signal] => ports::exit_signal(byte(signal)?),
