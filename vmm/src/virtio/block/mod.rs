@@ -191,6 +191,11 @@ impl Block {
                 outcome = outcome.and(Err(io::Error::other("the block worker panicked")));
             }
         }
+        if let Some(file) = self.file.take() {
+            // The kernel takes a ring apart some time after it was closed, and would keep the lock on its file until then. A lock
+            // that cannot be given back goes with the process.
+            drop(file.unlock());
+        }
         outcome
     }
 }
