@@ -141,7 +141,7 @@ impl Bench {
                 let len = [0, 1, 2, 3, 8][usize::from(script.byte() % 5)];
                 let offset = offset(script);
                 let before = self.transport.save();
-                let _nothing = self.transport.write(offset, script.bytes(len));
+                let _nothing = self.transport.write(offset, &script.u64().to_le_bytes()[..len]);
                 assert!(offset >= CONFIG || self.transport.save() == before, "width {len}");
             }
             5 => self.bring_up(script),

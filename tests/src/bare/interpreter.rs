@@ -57,6 +57,8 @@ pub(super) enum Op {
     Wait16,
     /// address, mask, value, tries
     Wait32,
+    /// address, value, tries: until the 16-bit value there is this one or up to 32767 ahead of it
+    WaitPast16,
     /// address, length, that many bytes filled up to a word
     Copy,
     /// address, length, byte
@@ -119,6 +121,7 @@ global_asm!(
     ".long .Lbare_wait8 - .Lbare_table",
     ".long .Lbare_wait16 - .Lbare_table",
     ".long .Lbare_wait32 - .Lbare_table",
+    ".long .Lbare_wait_past16 - .Lbare_table",
     ".long .Lbare_copy - .Lbare_table",
     ".long .Lbare_fill - .Lbare_table",
     ".long .Lbare_filled - .Lbare_table",
@@ -230,6 +233,19 @@ global_asm!(
     "mov ebx, dword ptr [rdi]",
     "call .Lbare_seen",
     "je .Lbare_next",
+    "dec rcx",
+    "jnz 1b",
+    "jmp .Lbare_fail",
+    ".Lbare_wait_past16:",
+    "call .Lbare_address_value",
+    "mov r8, rax",
+    "lodsq",
+    "mov rcx, rax",
+    "1:",
+    "movzx ebx, word ptr [rdi]",
+    "mov eax, ebx",
+    "sub ax, r8w",
+    "jns .Lbare_next",
     "dec rcx",
     "jnz 1b",
     "jmp .Lbare_fail",

@@ -2,6 +2,7 @@
 
 mod interpreter;
 mod script;
+pub mod virtio;
 
 pub use interpreter::FAILED;
 pub use script::{Mark, Script};

@@ -197,6 +197,12 @@ impl Script {
         self.op(Op::Wait16, &[addr, 0xffff, u64::from(value), TRIES])
     }
 
+    /// Waits until the two bytes at `addr` are `value`, or have gone past it by up to 32767.
+    #[track_caller]
+    pub fn wait_past16(&mut self, addr: u64, value: u16) -> &mut Self {
+        self.op(Op::WaitPast16, &[addr, u64::from(value), TRIES])
+    }
+
     /// Waits until the bits in `mask` of the four bytes at `addr` are `value`.
     #[track_caller]
     pub fn wait32(&mut self, addr: u64, mask: u32, value: u32) -> &mut Self {

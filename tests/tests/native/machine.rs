@@ -66,16 +66,16 @@ fn the_smallest_memory_ends_where_it_should() {
 
 #[test]
 fn six_gibibytes_go_around_the_hole() {
-    const DIRECTORY: u64 = 0x40_0000;
+    const DIRECTORIES: u64 = 0x40_0000;
     let top = 3 * (1 << 30);
     let mut script = Script::new();
-    // Two pages of 2 MiB above 4 GiB, the first and the last of RAM.
-    let entries = [(0, HIGH_RAM), (511, HIGH_RAM + (2 << 20) * 511)];
-    script.fill(DIRECTORY, 4096, 0);
-    for (index, page) in entries {
-        script.store64(DIRECTORY + 8 * index, page | 0x83);
+    script.fill(DIRECTORIES, 2 * 4096, 0);
+    // The last page of 2 MiB below the hole, the first and the last one of RAM above it.
+    for (gib, page) in [(2, top - 2 * MIB), (4, HIGH_RAM), (4, HIGH_RAM + (1 << 30) - 2 * MIB)] {
+        let directory = DIRECTORIES + if gib == 2 { 0 } else { 4096 };
+        script.store64(directory + 8 * (page >> 21 & 511), page | 0x83);
+        script.store64(PAGE_POINTERS + 8 * gib, directory | 3);
     }
-    script.store64(PAGE_POINTERS + 8 * 4, DIRECTORY | 3);
     let places = [HIGH_RAM, HIGH_RAM + 4096, HIGH_RAM + (1 << 30) - 8];
     for (value, addr) in (1..).zip(places) {
         script.load64(addr).expect(0).store64(addr, value);

@@ -1,9 +1,18 @@
 //! Bare-metal guests on the host's KVM: how machines end, what devices do to hostile drivers, what a run leaves behind.
 
+mod block;
 mod console;
 mod ends;
 mod guest;
 mod hygiene;
+mod interrupts;
 mod machine;
+mod places;
+mod random;
+mod resets;
+mod rings;
+mod rng;
 mod signals;
 mod trace;
+mod transport;
+mod vsock;
