@@ -292,7 +292,10 @@ impl Script {
         const PRESENT_INTERRUPT_GATE: u128 = 0x8e00 << 32;
         const CODE_SELECTOR: u128 = 0x10 << 16;
         let handler = u128::from(interpreter::handler_addr());
-        let gate = handler & 0xffff | CODE_SELECTOR | PRESENT_INTERRUPT_GATE | (handler & 0xffff_0000) << 32;
+        let gate = handler & 0xffff
+            | CODE_SELECTOR
+            | PRESENT_INTERRUPT_GATE
+            | (handler & 0xffff_0000) << 32;
         gate.to_le_bytes()
     }
 

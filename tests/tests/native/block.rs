@@ -71,7 +71,9 @@ impl Driver {
 
 /// Bytes that differ from sector to sector.
 fn pattern(sectors: u64) -> Vec<u8> {
-    (0..sectors * SECTOR).map(|at| (at / SECTOR * 31 + at % 251) as u8).collect()
+    (0..sectors * SECTOR)
+        .map(|at| ((at / SECTOR * 31 + at % 251) % 256).try_into().unwrap())
+        .collect()
 }
 
 /// Runs `driver` with one disk, and gives the image that it left.
@@ -221,8 +223,11 @@ fn chains_of_any_shape_come_back() {
     driver.script.filled(BUFFERS + 513, 512, 0xa5);
     // The header where the answer goes: it was copied before the answer is written.
     driver.script.copy(BUFFERS, &Driver::header(READ, 9));
-    let onto_itself =
-        [Descriptor::read(BUFFERS, 16), Descriptor::write(BUFFERS, 512), Descriptor::write(STATUS_BYTE, 1)];
+    let onto_itself = [
+        Descriptor::read(BUFFERS, 16),
+        Descriptor::write(BUFFERS, 512),
+        Descriptor::write(STATUS_BYTE, 1),
+    ];
     driver.chain(&onto_itself).load8(STATUS_BYTE).expect(0);
     driver.script.same(BUFFERS, &pattern(SECTORS)[bytes_of(9, 1)]);
     let found = run(&mut driver, "");
@@ -277,7 +282,11 @@ fn configuration_tells_size_and_queues_and_takes_no_writes() {
     let mut driver = Driver::start(0);
     let (script, device) = (&mut driver.script, driver.device);
     script.store64(device.base + CONFIG, 1).store32(device.base + CONFIG + 32, u32::MAX);
-    script.load64(device.base + CONFIG).expect(SECTORS).load32(device.base + CONFIG + 12).expect(254);
+    script
+        .load64(device.base + CONFIG)
+        .expect(SECTORS)
+        .load32(device.base + CONFIG + 12)
+        .expect(254);
     script.load16(device.base + CONFIG + 34).expect(1).load64(device.base + 0xff0).expect(0);
     script.write(device, QUEUE_SEL, 0).read(device, QUEUE_NUM_MAX).expect(256);
     script.write(device, QUEUE_SEL, 1).read(device, QUEUE_NUM_MAX).expect(0);

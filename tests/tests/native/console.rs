@@ -11,7 +11,10 @@ use crate::guest::{Guest, run};
 
 /// Every byte value, in an order that shows a loss.
 fn every_byte() -> Vec<u8> {
-    (0..4096_u32).flat_map(|i| [(i * 7) as u8, (i >> 4) as u8]).collect()
+    (0..4096_u32)
+        .flat_map(|i| [i * 7 % 256, (i >> 4) % 256])
+        .map(|value| u8::try_from(value).unwrap())
+        .collect()
 }
 
 #[test]

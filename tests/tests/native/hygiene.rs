@@ -23,7 +23,8 @@ fn every_thread_has_a_name_and_a_filter() {
         let threads: Vec<_> =
             running.threads().into_iter().filter(|name| !is_the_kernels(name)).collect();
         assert_eq!(threads, want);
-        for (field, value) in [("Seccomp:", if filtered { "2" } else { "0" }), ("NoNewPrivs:", "1")] {
+        for (field, value) in [("Seccomp:", if filtered { "2" } else { "0" }), ("NoNewPrivs:", "1")]
+        {
             for (thread, found) in running.thread_status(field) {
                 assert!(is_the_kernels(&thread) || found == value, "{thread}: {field} {found}");
             }

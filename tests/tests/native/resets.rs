@@ -10,6 +10,9 @@ use openshell_tests::machine::{Input, Running};
 use crate::guest::Guest;
 use crate::places::{BUFFERS, ring};
 
+/// The last operations of a script.
+type Ending = fn(&mut Script) -> &mut Script;
+
 const TURNS: u64 = 1000;
 const REQUESTS: u16 = 16;
 const DATA_BYTES: u32 = 4096;
@@ -122,7 +125,7 @@ fn an_entropy_device_and_vsock_that_are_reset_leave_nothing() {
 #[test]
 fn a_machine_that_ends_during_io_ends_in_order() {
     let disk = Device::number(0);
-    let endings: [(fn(&mut Script) -> &mut Script, u8); 4] = [
+    let endings: [(Ending, u8); 4] = [
         (|script| script.exit(7), 7),
         (|script| script.out8(0x64, 0xfe), 0),
         (Script::triple_fault, 125),

@@ -133,7 +133,10 @@ fn tables() -> Vec<Hostile> {
         inside("readable after writable in a table", &[ok.then(1), Descriptor::read(BUFFERS, 8)]),
         inside("a buffer past RAM in a table", &[Descriptor::write(RAM_END, 8)]),
         inside("more than 4 GiB together", &chained(0, &[large; 200])),
-        Hostile { table: chained(0, &[ok; 1025]), ..hostile("a chain without end", &[table(16400)]) },
+        Hostile {
+            table: chained(0, &[ok; 1025]),
+            ..hostile("a chain without end", &[table(16400)])
+        },
     ]
 }
 

@@ -1,7 +1,9 @@
 //! The entropy device: bytes where they were asked for and nowhere else, over the wrap of the indices.
 
 use openshell_tests::bare::Script;
-use openshell_tests::bare::virtio::{Descriptor, Device, EVENT_IDX, INDIRECT, INDIRECT_DESC, chained};
+use openshell_tests::bare::virtio::{
+    Descriptor, Device, EVENT_IDX, INDIRECT, INDIRECT_DESC, chained,
+};
 
 use crate::guest::run;
 use crate::places::{BUFFERS, check_guard, guard, ring};
@@ -37,7 +39,10 @@ fn indirect_tables_and_event_indices_serve_the_same() {
     let parts: Vec<_> = (0..32).map(|i| Descriptor::write(BUFFERS + 64 * i, 32)).collect();
     let bytes: Vec<u8> = chained(0, &parts).iter().flat_map(Descriptor::bytes).collect();
     let mut script = Script::new();
-    script.start(rng, INDIRECT_DESC | EVENT_IDX, &[ring]).fill(BUFFERS, 2048, 0).copy(table, &bytes);
+    script
+        .start(rng, INDIRECT_DESC | EVENT_IDX, &[ring])
+        .fill(BUFFERS, 2048, 0)
+        .copy(table, &bytes);
     let indirect = Descriptor { addr: table, len: 512, flags: INDIRECT, next: 0 };
     script.describe(&ring, 0, &[indirect]).offer(&ring, 0, 1).notify(rng, 0).wait_used(&ring, 1);
     script.load32(ring.used_len(0)).expect(1024);

@@ -121,9 +121,7 @@ fn wait_until_blocked(pid: u32) {
     let begin = Instant::now();
     loop {
         let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        let written = io
-            .lines()
-            .find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok());
+        let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok());
         if written == last && written.is_some_and(|bytes| bytes >= 1 << 15) {
             return;
         }

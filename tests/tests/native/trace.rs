@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use crate::guest::Guest;
 
+/// The last operation of a script.
+type Ending = fn(&mut Script) -> &mut Script;
+
 fn phases(trace: &Value) -> Vec<(String, f64)> {
-    let step = |step: &Value| {
-        (step["phase"].as_str().unwrap().to_owned(), step["us"].as_f64().unwrap())
-    };
+    let step =
+        |step: &Value| (step["phase"].as_str().unwrap().to_owned(), step["us"].as_f64().unwrap());
     trace["phases"].as_array().unwrap().iter().map(step).collect()
 }
 
@@ -52,14 +54,16 @@ fn the_boot_trace_for_people_names_each_phase() {
     let guest = Guest::new(Script::new().exit(0));
     let finished = guest.finish(guest.run().arg("--boot-trace")).expect_code(0);
     assert!(finished.stderr.starts_with("boot trace:\n"), "{finished}");
-    for phase in ["process start", "KVM open", "memory", "kernel load", "first run", "exit", "total"] {
+    for phase in
+        ["process start", "KVM open", "memory", "kernel load", "first run", "exit", "total"]
+    {
         assert!(finished.stderr.contains(phase), "{phase}: {finished}");
     }
 }
 
 #[test]
 fn the_result_says_how_it_ended() {
-    let endings: [(&str, fn(&mut Script) -> &mut Script, u64, &str); 4] = [
+    let endings: [(&str, Ending, u64, &str); 4] = [
         ("guest", |script| script.exit(42), 42, "status 42"),
         ("triple_fault", Script::triple_fault, 125, "triple fault"),
         ("timeout", Script::spin, 124, "time limit"),
@@ -74,7 +78,11 @@ fn the_result_says_how_it_ended() {
         let text = fs::read(guest.path("result")).unwrap();
         let result: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(result["schema"], 1);
-        assert_eq!((&result["source"], &result["code"]), (&source.into(), &code.into()), "{result}");
+        assert_eq!(
+            (&result["source"], &result["code"]),
+            (&source.into(), &code.into()),
+            "{result}"
+        );
         assert!(result["reason"].as_str().unwrap().contains(words), "{result}");
         assert_eq!(result["console_tail"], serde_json::json!(["one", "two"]));
         assert!(!phases(&result["boot_trace"]).is_empty());

@@ -211,7 +211,9 @@ fn packets_of_no_stream_are_refused_or_dropped() {
     }
     // A reset is not answered, nor is what claims to be from somebody else or goes to somebody else.
     driver.send(stray(RESET));
-    for (from, to) in [(0, HOST), (HOST, HOST), (4, HOST), (u64::MAX, HOST), (GUEST, GUEST), (GUEST, 1)] {
+    for (from, to) in
+        [(0, HOST), (HOST, HOST), (4, HOST), (u64::MAX, HOST), (GUEST, GUEST), (GUEST, 1)]
+    {
         driver.send(Header { from: (from, 1024), to: (to, 9), ..stray(REQUEST) });
     }
     // Other socket types and operations, and lengths that lie.
@@ -257,7 +259,8 @@ fn a_stream_that_breaks_the_rules_ends() {
         driver.receive(RESET, 5000, port);
     }
     // Credit that shrinks, or that was never given: the stream gets nothing more and can still be ended.
-    for (port, buffer, forwarded) in [(3000, 0, 0), (3001, 0, u32::MAX), (3002, u32::MAX, 1 << 31)] {
+    for (port, buffer, forwarded) in [(3000, 0, 0), (3001, 0, u32::MAX), (3002, u32::MAX, 1 << 31)]
+    {
         driver.send(Header::new(REQUEST, port, 5000));
         driver.receive(RESPONSE, 5000, port);
         driver.send(Header { buffer, forwarded, ..Header::new(CREDIT_UPDATE, port, 5000) });
