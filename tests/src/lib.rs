@@ -2,6 +2,9 @@
 
 pub mod bare;
 pub mod machine;
+pub mod pattern;
 mod process;
+pub mod pty;
+pub mod streams;
 
 pub use process::terminal;

@@ -4,6 +4,10 @@
 //! init and back. Nothing here passes or fails by its figures; only work that was not done is an error.
 
 #![expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a case takes minutes in the lab: people want to see that it goes on"
+)]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -126,6 +130,7 @@ impl Bench {
             if !case.contains(&arguments.case) {
                 continue;
             }
+            eprintln!("{case}");
             for turn in 0..=arguments.lab_turns {
                 for index in self.order(turn) {
                     let system = self.systems[index].clone();

@@ -111,7 +111,7 @@ impl GuestRam {
             let map_error = |source| MemoryError::Map { len_bytes, source };
             let len = usize::try_from(len_bytes)
                 .map_err(|_| map_error(io::Error::from_raw_os_error(libc::ENOMEM)))?;
-            let (reservation, host) = reserve(len).map_err(map_error)?;
+            let (reservation, host) = reserve(len, start.0 == 0).map_err(map_error)?;
             reservations.push(reservation);
             // SAFETY: `host..host + len` was mapped read-write by `reserve`, stays mapped until the reservation kept in
             // `_reservations` is dropped, and this region is the only owner of it.
@@ -253,7 +253,10 @@ fn out_of_range(addr: GuestAddress, len_bytes: u64) -> MemoryError {
 }
 
 /// Reserves `len` bytes on a 2 MiB boundary and asks for huge pages.
-fn reserve(len: usize) -> io::Result<(Reservation, *mut libc::c_void)> {
+///
+/// Not for the first 2 MiB of a `low` range: a boot touches a dozen pages of it, and zeroing them all costs more than the rest of
+/// the machine's set-up.
+fn reserve(len: usize, low: bool) -> io::Result<(Reservation, *mut libc::c_void)> {
     let padded = len
         .checked_add(HUGE_PAGE_BYTES)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
@@ -275,9 +278,14 @@ fn reserve(len: usize) -> io::Result<(Reservation, *mut libc::c_void)> {
     let skip = addr.align_offset(HUGE_PAGE_BYTES);
     // SAFETY: `skip` is below 2 MiB and the reservation is `len` plus 2 MiB, so the result stays inside it.
     let aligned = unsafe { addr.byte_add(skip) };
+    let small = if low { len.min(HUGE_PAGE_BYTES) } else { 0 };
+    // SAFETY: the range is ours and `small` is at most `len`; MADV_NOHUGEPAGE is advice and changes no contents.
+    unsafe { libc::madvise(aligned, small, libc::MADV_NOHUGEPAGE) };
+    // SAFETY: `small` is at most `len`, so the result stays inside the reservation.
+    let large = unsafe { aligned.byte_add(small) };
     // SAFETY: the range is ours; MADV_HUGEPAGE is advice and changes no contents. A host without huge pages refuses it,
     // which costs speed only.
-    unsafe { libc::madvise(aligned, len, libc::MADV_HUGEPAGE) };
+    unsafe { libc::madvise(large, len - small, libc::MADV_HUGEPAGE) };
     // SAFETY: as above; guest memory in a core dump would be large and would hold the guest's secrets.
     unsafe { libc::madvise(aligned, len, libc::MADV_DONTDUMP) };
     Ok((reservation, aligned))
