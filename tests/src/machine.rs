@@ -53,6 +53,7 @@ pub enum Input {
 #[derive(Debug)]
 pub struct Run {
     args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
     input: Input,
     stdout: Option<Stdio>,
     deadline: Duration,
@@ -63,7 +64,7 @@ impl Run {
     #[must_use]
     pub fn new<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Self {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        Self { args, input: Input::Nothing, stdout: None, deadline: DEADLINE }
+        Self { args, env: Vec::new(), input: Input::Nothing, stdout: None, deadline: DEADLINE }
     }
 
     /// One more argument.
@@ -77,6 +78,13 @@ impl Run {
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(self, args: impl IntoIterator<Item = A>) -> Self {
         args.into_iter().fold(self, Self::arg)
+    }
+
+    /// One more environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
     }
 
     /// What it reads.
@@ -110,7 +118,7 @@ impl Run {
         let program = fixture("openshell-vmm");
         let mut command = Command::new(&program);
         command.args(&self.args).process_group(0);
-        command.env_remove("OPENSHELL_VMM_KERNEL").stderr(Stdio::piped());
+        command.envs(self.env).env_remove("OPENSHELL_VMM_KERNEL").stderr(Stdio::piped());
         command.stdout(self.stdout.unwrap_or_else(Stdio::piped));
         let mut bytes = None;
         command.stdin(match self.input {
@@ -352,6 +360,15 @@ impl Running {
             .collect();
         targets.sort();
         targets
+    }
+
+    /// Its memory that is in RAM, guest memory included, in KiB; 0 once it has ended.
+    #[must_use]
+    pub fn resident_kib(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
     }
 
     fn entries(&self, directory: &str) -> impl Iterator<Item = PathBuf> {

@@ -71,7 +71,9 @@ impl Driver {
 
 /// Bytes that differ from sector to sector.
 fn pattern(sectors: u64) -> Vec<u8> {
-    (0..sectors * SECTOR).map(|at| (at / SECTOR * 31 + at % 251) as u8).collect()
+    (0..sectors * SECTOR)
+        .map(|at| ((at / SECTOR * 31 + at % 251) % 256).try_into().unwrap())
+        .collect()
 }
 
 /// Runs `driver` with one disk, and gives the image that it left.

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 use openshell_tests::bare::Script;
 use openshell_tests::machine::Input;
 
-use crate::guest::{Guest, run};
+use crate::guest::{Guest, run, wait_until_full};
 
 /// Every byte value, in an order that shows a loss.
 fn every_byte() -> Vec<u8> {
-    (0..4096_u32).flat_map(|i| [(i * 7) as u8, (i >> 4) as u8]).collect()
+    (0..4096_u32)
+        .flat_map(|i| [i * 7 % 256, (i >> 4) % 256])
+        .map(|value| u8::try_from(value).unwrap())
+        .collect()
 }
 
 #[test]
@@ -69,12 +72,17 @@ fn without_a_console_the_guest_goes_on() {
 
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_guest() {
-    let guest = Guest::new(Script::new().say("first").say(vec![b'x'; 200_000]).exit(5));
-    let (mut reader, writer) = std::io::pipe().unwrap();
-    let running = guest.run().stdout(writer).spawn();
-    reader.read_exact(&mut [0; 5]).unwrap();
-    drop(reader);
-    guest.wait(running).expect_code(5);
+    for full in [false, true] {
+        let guest = Guest::new(Script::new().say("first").say(vec![b'x'; 150_000]).exit(5));
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let running = guest.run().stdout(writer).spawn();
+        reader.read_exact(&mut [0; 5]).unwrap();
+        if full {
+            wait_until_full(running.pid());
+        }
+        drop(reader);
+        guest.wait(running).expect_code(5);
+    }
 }
 
 #[test]
@@ -89,16 +97,10 @@ fn output_that_nobody_reads_costs_bounded_memory_and_holds_no_end_up() {
     let guest = Guest::new(&script);
     let (reader, writer) = std::io::pipe().unwrap();
     let running = guest.run().stdout(writer).spawn();
-    let memory = || {
-        let status = fs::read_to_string(format!("/proc/{}/smaps_rollup", running.pid()));
-        let status = status.unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("Rss:"));
-        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
     std::thread::sleep(Duration::from_millis(1000));
-    let before = memory();
+    let before = running.resident_kib();
     std::thread::sleep(Duration::from_millis(1000));
-    let grown_kib = memory().saturating_sub(before);
+    let grown_kib = running.resident_kib().saturating_sub(before);
     assert!(before > 0 && grown_kib < 512, "{before} KiB, then {grown_kib} more");
     let begin = Instant::now();
     running.signal(libc::SIGTERM);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openshell_tests::bare::Script;
 use openshell_tests::machine::{Finished, Run, Running};
@@ -57,9 +57,8 @@ impl Guest {
     #[track_caller]
     pub(crate) fn wait(&self, running: Running) -> Finished {
         let finished = running.wait();
-        if let Some(failure) = self.script.explain(&finished.text()) {
-            panic!("{failure}\n{finished}");
-        }
+        let failure = self.script.explain(&finished.text()).unwrap_or_default();
+        assert_eq!(failure, "", "{finished}");
         finished
     }
 
@@ -75,4 +74,20 @@ impl Guest {
 pub(crate) fn run(script: &Script, code: u8) -> Finished {
     let guest = Guest::new(script);
     guest.finish(guest.run()).expect_code(code)
+}
+
+/// Waits until the process can write nothing more, because its standard output is a full pipe.
+pub(crate) fn wait_until_full(pid: u32) {
+    let mut last = None;
+    let begin = Instant::now();
+    loop {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok());
+        if written == last && written.is_some_and(|bytes| bytes >= 1 << 15) {
+            return;
+        }
+        last = written;
+        assert!(begin.elapsed() < Duration::from_secs(20), "{written:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

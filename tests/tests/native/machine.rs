@@ -42,11 +42,12 @@ fn a_machine_of_many_sleeping_processors_is_found_halted() {
 fn a_second_processor_starts_on_init_and_startup() {
     const TRAMPOLINE: u64 = 0x3_0000;
     // mov byte ptr cs:[0x100], 0x5a; hlt; jmp back
+    let startup = u32::try_from(TRAMPOLINE >> 12).unwrap();
     let code = [0x2e, 0xc6, 0x06, 0x00, 0x01, 0x5a, 0xf4, 0xeb, 0xfd];
     let mut script = Script::new();
     script.copy(TRAMPOLINE, &code).store8(TRAMPOLINE + 0x100, 0);
     script.store32(ICR_HIGH, 1 << 24).store32(ICR_LOW, 0x4500).wait32(ICR_LOW, 1 << 12, 0);
-    script.store32(ICR_HIGH, 1 << 24).store32(ICR_LOW, 0x4600 | (TRAMPOLINE >> 12) as u32);
+    script.store32(ICR_HIGH, 1 << 24).store32(ICR_LOW, 0x4600 | startup);
     script.wait8(TRAMPOLINE + 0x100, 0xff, 0x5a).exit(0);
     let guest = Guest::new(&script);
     guest.finish(guest.run().args(["--cpus", "2"])).expect_code(0);

@@ -1,5 +1,11 @@
 //! Bare-metal guests on the host's KVM: how machines end, what devices do to hostile drivers, what a run leaves behind.
 
+#![expect(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "the whole program is tests, and what they share fails them the same way"
+)]
+
 mod block;
 mod console;
 mod ends;

@@ -10,6 +10,9 @@ use openshell_tests::machine::{Input, Running};
 use crate::guest::Guest;
 use crate::places::{BUFFERS, ring};
 
+/// The last operations of a script.
+type Ending = fn(&mut Script) -> &mut Script;
+
 const TURNS: u64 = 1000;
 const REQUESTS: u16 = 16;
 const DATA_BYTES: u32 = 4096;
@@ -51,11 +54,13 @@ fn holdings(running: &Running) -> (Vec<String>, Vec<String>) {
 /// Waits for the two pauses of a script and compares what the process holds.
 fn compare(guest: &Guest, mut running: Running) {
     running.wait_for("before\n");
-    let before = holdings(&running);
+    let (before, memory_before) = (holdings(&running), running.resident_kib());
     running.type_bytes(b".");
     running.wait_for("after\n");
     let after = holdings(&running);
     assert_eq!(before, after);
+    let grown_kib = running.resident_kib().saturating_sub(memory_before);
+    assert!(memory_before > 0 && grown_kib < 1024, "{memory_before} KiB, then {grown_kib} more");
     running.type_bytes(b".");
     guest.wait(running).expect_code(0);
 }
@@ -122,7 +127,7 @@ fn an_entropy_device_and_vsock_that_are_reset_leave_nothing() {
 #[test]
 fn a_machine_that_ends_during_io_ends_in_order() {
     let disk = Device::number(0);
-    let endings: [(fn(&mut Script) -> &mut Script, u8); 4] = [
+    let endings: [(Ending, u8); 4] = [
         (|script| script.exit(7), 7),
         (|script| script.out8(0x64, 0xfe), 0),
         (Script::triple_fault, 125),

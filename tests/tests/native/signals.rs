@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use openshell_tests::bare::Script;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, wait_until_full};
 
 const PROMPT: Duration = Duration::from_secs(5);
 
@@ -21,7 +21,8 @@ fn guest(last: impl Fn(&mut Script) -> &mut Script) -> Guest {
 }
 
 fn run(guest: &Guest) -> openshell_tests::machine::Run {
-    let run = guest.run().arg("--disk").arg(guest.path("disk"));
+    // A temporary file would be found among the guest's files.
+    let run = guest.run().env("TMPDIR", guest.directory()).arg("--disk").arg(guest.path("disk"));
     run.arg("--vsock").arg(guest.path("vsock")).arg("--result").arg(guest.path("result"))
 }
 
@@ -100,7 +101,7 @@ fn a_second_signal_ends_the_process_at_once() {
     let guest = Guest::new(&script);
     let (reader, writer) = std::io::pipe().unwrap();
     let running = guest.run().stdout(writer).spawn();
-    wait_until_blocked(running.pid());
+    wait_until_full(running.pid());
     let begin = Instant::now();
     running.signal(libc::SIGTERM);
     // The first one is taken when its handler's table is in place: the stop has begun.
@@ -113,22 +114,6 @@ fn a_second_signal_ends_the_process_at_once() {
     drop(reader);
     assert_eq!(finished.code, Some(128 + libc::SIGINT), "{finished}");
     assert!(took < Duration::from_millis(900), "{took:?}");
-}
-
-/// Waits until nobody takes the console's output: the process's main thread sleeps while the pipe is full.
-fn wait_until_blocked(pid: u32) {
-    let mut last = None;
-    let begin = Instant::now();
-    loop {
-        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        let written = io.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse::<u64>().ok());
-        if written == last && written.is_some_and(|bytes| bytes >= 1 << 15) {
-            return;
-        }
-        last = written;
-        assert!(begin.elapsed() < Duration::from_secs(20), "{written:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Whether the process has a handler for `signal`.

@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::guest::Guest;
 
+/// The last operation of a script.
+type Ending = fn(&mut Script) -> &mut Script;
+
 fn phases(trace: &Value) -> Vec<(String, f64)> {
     let step =
         |step: &Value| (step["phase"].as_str().unwrap().to_owned(), step["us"].as_f64().unwrap());
@@ -60,7 +63,7 @@ fn the_boot_trace_for_people_names_each_phase() {
 
 #[test]
 fn the_result_says_how_it_ended() {
-    let endings: [(&str, fn(&mut Script) -> &mut Script, u64, &str); 4] = [
+    let endings: [(&str, Ending, u64, &str); 4] = [
         ("guest", |script| script.exit(42), 42, "status 42"),
         ("triple_fault", Script::triple_fault, 125, "triple fault"),
         ("timeout", Script::spin, 124, "time limit"),
