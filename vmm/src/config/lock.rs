@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// The kernel takes an io_uring apart after its process has ended, and lets go of its files last: tens of milliseconds.
-const LINGER_LIMIT: Duration = Duration::from_millis(500);
+const LINGER_LIMIT: Duration = Duration::from_secs(2);
 const LINGER_STEP: Duration = Duration::from_millis(2);
 
 /// A process that has something.
@@ -58,7 +58,7 @@ pub enum LockError {
 /// Locks `file` against every other machine, or with `shared` against those that want it for themselves.
 ///
 /// # Errors
-/// [`LockError`]: at once when the holder is known to live, after half a second otherwise.
+/// [`LockError`]: at once when the holder is known to live, after two seconds otherwise.
 pub fn lock(file: &File, shared: bool) -> Result<(), LockError> {
     let start = Instant::now();
     loop {

@@ -197,6 +197,9 @@ impl Serial {
         }
         if has_room(state) {
             self.transmitter_empty(state);
+        } else {
+            // No longer empty: when it is again, that is news.
+            state.transmit_pending = false;
         }
     }
 
