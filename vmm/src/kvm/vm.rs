@@ -25,7 +25,7 @@ const RFLAGS_INTERRUPT_ENABLE: u64 = 1 << 9;
 pub struct Vm {
     fd: VmFd,
     cpuid: CpuId,
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
 }
 
 impl Vm {
@@ -62,7 +62,13 @@ impl Vm {
         }
         fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
         let cpuid = cpuid::supported(host.kvm())?;
-        Ok(Self { fd, cpuid, _ram: ram })
+        Ok(Self { fd, cpuid, ram })
+    }
+
+    /// The machine's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// Makes processor `index` of `count` with its CPUID, MSRs and local APIC; `boot` is the entry state of the first one.

@@ -32,6 +32,8 @@ use console::Console;
 
 /// How often idle processors are looked at for having halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
+/// When the first look is: a boot is over by then, and what the guest does next gains from huge pages.
+const FIRST_CHECK: Duration = Duration::from_millis(250);
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +123,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         others: parts.others,
         marks,
         trace,
-        _vm: parts.vm,
+        vm: parts.vm,
     };
     machine.start(parts.vcpus, jail)?;
     let (end, last_exit) = machine.serve(timeout)?;
@@ -139,7 +141,7 @@ struct Machine {
     others: Vec<Arc<Transport>>,
     marks: Arc<Marks>,
     trace: BootTrace,
-    _vm: crate::kvm::Vm,
+    vm: crate::kvm::Vm,
 }
 
 impl Machine {
@@ -165,7 +167,7 @@ impl Machine {
         waiter.add_readable(self.signals.as_raw_fd(), Token::Signal as u64).map_err(&watch)?;
         let doorbell = self.link.doorbell.as_raw_fd();
         waiter.add_readable(doorbell, Token::Report as u64).map_err(&watch)?;
-        let mut halt_timer = timer(HALT_CHECK, Some(HALT_CHECK)).map_err(&watch)?;
+        let mut halt_timer = timer(FIRST_CHECK, Some(HALT_CHECK)).map_err(&watch)?;
         waiter.add_readable(halt_timer.as_raw_fd(), Token::HaltCheck as u64).map_err(&watch)?;
         let deadline = timeout.map(|after| timer(after, None)).transpose().map_err(&watch)?;
         if let Some(deadline) = &deadline {
@@ -173,6 +175,7 @@ impl Machine {
         }
         self.console.offer_input(&self.waiter);
         let mut halts = HaltWatch::default();
+        let mut huge_pages = false;
         let mut ready = Vec::new();
         loop {
             self.waiter.wait(&mut ready).map_err(&watch)?;
@@ -196,6 +199,10 @@ impl Machine {
                     }
                     Token::HaltCheck => {
                         halt_timer.wait().ok();
+                        if !huge_pages {
+                            self.vm.ram().allow_huge_pages();
+                            huge_pages = true;
+                        }
                         if halts.check(&self.handles, &self.link) {
                             return Ok((End::Halted, None));
                         }
