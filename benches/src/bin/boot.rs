@@ -112,7 +112,7 @@ impl Bench {
                 self.document.sample(BARE, &system.name, "memory", "KiB", kib as f64);
             }
         }
-        self.finish()
+        self.save()
     }
 
     fn lab(mut self, arguments: &Arguments) -> Result<()> {
@@ -143,6 +143,7 @@ impl Bench {
                     self.take_lab(turn, case, &system, spent, trace)?;
                 }
             }
+            self.save()?;
         }
         if BARE.contains(&arguments.case) {
             for turn in 0..=arguments.lab_turns {
@@ -153,7 +154,7 @@ impl Bench {
                 }
             }
         }
-        self.finish()
+        self.save()
     }
 
     /// Which systems to run in this turn, in which order: each is first equally often.
@@ -244,7 +245,8 @@ impl Bench {
         Ok((spent, fs::read(&out)?, trace))
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// Writes what there is; a run that is cut off later keeps it.
+    fn save(&mut self) -> Result<()> {
         let ours = self.systems[0].name.clone();
         self.document.complete(&ours);
         self.document.write()

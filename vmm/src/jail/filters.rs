@@ -137,11 +137,12 @@ const MAIN: &[Entry] = &[
             &[Is(0, libc::SIGHUP.cast_unsigned())],
         ],
     ),
-    always(SYS_getpid),                                   // pthread_kill
-    when(SYS_tgkill, &[&[OwnProcess(0), KickSignal(2)]]), // sys::kick
-    always(SYS_sched_yield),                              // mpsc, when a report is half sent
-    always(SYS_restart_syscall),                          // poll, continued after a stop
-    always(SYS_fdatasync), // files written at the end, open since the start
+    when(SYS_madvise, &[&[Is(2, libc::MADV_HUGEPAGE.cast_unsigned())]]), // memory: after the boot
+    always(SYS_getpid),                                                  // pthread_kill
+    when(SYS_tgkill, &[&[OwnProcess(0), KickSignal(2)]]),                // sys::kick
+    always(SYS_sched_yield),     // mpsc, when a report is half sent
+    always(SYS_restart_syscall), // poll, continued after a stop
+    always(SYS_fdatasync),       // files written at the end, open since the start
     always(SYS_fsync),
     when(SYS_flock, &[&[Is(1, libc::LOCK_UN.cast_unsigned())]]), // Block::shutdown
     always(SYS_statx), // the vsock socket's name goes at the end, when it still is ours

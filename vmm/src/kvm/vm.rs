@@ -90,6 +90,12 @@ impl Vm {
         Ok(Self { bare, cpuid })
     }
 
+    /// The machine's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        self.bare.ram()
+    }
+
     /// Makes processor `index` of `count` with its CPUID, MSRs and local APIC; `boot` is the entry state of the first one.
     ///
     /// # Errors

@@ -33,6 +33,8 @@ use console::Console;
 
 /// How often idle processors are looked at for having halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
+/// When the first look is: a boot is over by then, and what the guest does next gains from huge pages.
+const FIRST_CHECK: Duration = Duration::from_millis(250);
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +125,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         others: parts.others,
         marks,
         trace,
-        _vm: parts.vm,
+        vm: parts.vm,
     };
     let mut timers = machine.watch(timeout).map_err(host("watch for events"))?;
     machine.start(parts.vcpus, jail)?;
@@ -150,7 +152,7 @@ struct Machine {
     others: Vec<Arc<Transport>>,
     marks: Arc<Marks>,
     trace: BootTrace,
-    _vm: crate::kvm::Vm,
+    vm: crate::kvm::Vm,
 }
 
 /// The event loop's own timers.
@@ -165,7 +167,7 @@ impl Machine {
         let waiter = &self.waiter;
         waiter.add_readable(self.signals.as_raw_fd(), Token::Signal as u64)?;
         waiter.add_readable(self.link.doorbell.as_raw_fd(), Token::Report as u64)?;
-        let halt_check = timer(HALT_CHECK, Some(HALT_CHECK))?;
+        let halt_check = timer(FIRST_CHECK, Some(HALT_CHECK))?;
         waiter.add_readable(halt_check.as_raw_fd(), Token::HaltCheck as u64)?;
         let deadline = timeout.map(|after| timer(after, None)).transpose()?;
         if let Some(deadline) = &deadline {
@@ -187,6 +189,7 @@ impl Machine {
     fn serve(&mut self, timers: &mut Timers) -> Result<(End, Option<String>), MachineError> {
         self.console.offer_input(&self.waiter);
         let mut halts = HaltWatch::default();
+        let mut huge_pages = false;
         let mut ready = Vec::new();
         loop {
             self.waiter.wait(&mut ready).map_err(host("wait for events"))?;
@@ -210,6 +213,10 @@ impl Machine {
                     }
                     Token::HaltCheck => {
                         timers.halt_check.wait().ok();
+                        if !huge_pages {
+                            self.vm.ram().allow_huge_pages();
+                            huge_pages = true;
+                        }
                         if halts.check(&self.handles, &self.link) {
                             return Ok((End::Halted, None));
                         }
