@@ -47,8 +47,10 @@ fn memory_goes_on_past_the_hole() {
 
 #[test]
 fn the_boot_trace_sums_to_the_wall_time() {
+    let guest = Guest::running("guest-probe mark-init").flag("--boot-trace=json");
+    let (run, _directory) = guest.prepare();
     let begin = Instant::now();
-    let finished = Guest::running("guest-probe mark-init").flag("--boot-trace=json").finish();
+    let finished = run.finish().expect_code(0);
     let wall_us = begin.elapsed().as_secs_f64() * 1e6;
     let trace: Value = serde_json::from_str(&finished.stderr).expect("one line of JSON");
     let phases: Vec<(&str, f64)> = trace["phases"]

@@ -31,7 +31,7 @@ fn a_gibibyte_comes_back() {
     let guest = Guest::running(script).option("--memory", "256M").option("--cpus", "2");
     let data = guest.path("data");
     guest::blank(&data, 1024 * MIB);
-    let (running, _directory) = guest.disk(&data, "").deadline(Duration::from_mins(5)).start();
+    let (running, _directory) = guest.disk(&data, "").deadline(Duration::from_mins(8)).start();
     let told = running.wait().expect_code(0).text();
     assert!(told.contains("verified 1073741824 bytes of seed 5"), "{told}");
     assert_holds(&data, 1024 * MIB, 5);

@@ -108,12 +108,13 @@ fn a_root_disk_without_init_is_told() {
 
 #[test]
 fn the_time_limit_ends_a_machine_that_goes_on() {
-    let guest = Guest::running("guest-probe mark-init; sleep 1000");
-    let finished = guest.option("--timeout", "20s").end().expect_code(124);
-    assert!(
-        finished.stderr.contains("error: the time limit was reached\n  the guest was running\n"),
-        "{finished}"
-    );
+    let finished = Guest::running("sleep 1000").option("--timeout", "5s").end().expect_code(124);
+    // How far the guest came in that time depends on the host.
+    let text = finished.stderr.strip_prefix("error: the time limit was reached\n");
+    let why = text.and_then(|text| text.lines().next()).map(str::trim);
+    let known = ["the guest was running", "the guest has not reported that its init runs"];
+    assert!(why.is_some_and(|why| known.contains(&why)), "{finished}");
+    assert!(finished.stderr.contains("last phase completed: kernel entry"), "{finished}");
 }
 
 #[test]

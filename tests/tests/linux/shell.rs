@@ -7,7 +7,7 @@ use openshell_tests::pty::Window;
 
 use crate::guest::Guest;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(3);
 const PROMPT: &str = "# ";
 const CTRL_C: &[u8] = b"\x03";
 const DETACH: &[u8] = b"\x1d";

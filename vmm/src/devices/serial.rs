@@ -230,9 +230,12 @@ impl Serial {
     fn enable_interrupts(&self, state: &mut State, ier: u8) {
         let newly = ier & !state.ier;
         state.ier = ier & IER_BITS;
-        if newly & IER_TRANSMIT_EMPTY != 0 && has_room(state) {
-            state.transmit_pending = true;
-            self.raise();
+        if newly & IER_TRANSMIT_EMPTY != 0 {
+            // What was pending before is stale when the transmitter is full: it would keep the next one from being raised.
+            state.transmit_pending = has_room(state);
+            if state.transmit_pending {
+                self.raise();
+            }
         }
         if newly & IER_RECEIVED != 0 && !state.input.is_empty() {
             self.raise();
