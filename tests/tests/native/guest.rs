@@ -8,7 +8,7 @@ use openshell_tests::bare::Script;
 use openshell_tests::machine::{Finished, Run, Running};
 use tempfile::TempDir;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A guest and the directory that its run's files are in.
 #[derive(Debug)]
