@@ -91,3 +91,15 @@ pub(crate) fn wait_until_full(pid: u32) {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// Looks at something until it is as wanted, for ten seconds at most, and gives what it saw last.
+pub(crate) fn eventually<T: PartialEq>(want: &T, mut look: impl FnMut() -> T) -> T {
+    let begin = Instant::now();
+    loop {
+        let seen = look();
+        if seen == *want || begin.elapsed() > Duration::from_secs(10) {
+            return seen;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
