@@ -14,6 +14,8 @@ use openshell_tests::machine::{Finished, Run, Running, fixture};
 
 /// What a test must be done in; a guest inside the lab is some thirty times slower than on a host.
 const DEADLINE: Duration = Duration::from_secs(120);
+/// How long before the deadline the machine ends itself.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 const BLOCK: usize = 4096;
 
 /// The guest's first disk.
@@ -127,6 +129,11 @@ impl Guest {
         }
         args.extend(["--kernel".into(), fixture(self.kernel).into()]);
         args.extend(["--append".into(), self.append.into()]);
+        if !self.args.iter().any(|arg| arg == "--timeout") {
+            // Before the deadline, so that the machine says how far it came.
+            let limit = self.deadline.saturating_sub(LAST_WORDS).as_secs();
+            args.extend(["--timeout".into(), limit.to_string().into()]);
+        }
         args.extend(self.args);
         (Run::new(args).deadline(self.deadline), self.directory)
     }
