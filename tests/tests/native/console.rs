@@ -40,7 +40,7 @@ fn what_is_typed_reaches_the_guest() {
 #[test]
 fn input_of_any_length_arrives_whole() {
     let mut bytes: Vec<u8> =
-        every_byte().into_iter().cycle().take(20_000).filter(|&byte| byte != 0).collect();
+        every_byte().into_iter().cycle().take(10_000).filter(|&byte| byte != 0).collect();
     let script = Script::new().echo_until(0).exit(0).clone();
     let guest = Guest::new(&script);
     fs::write(guest.path("input"), [&bytes[..], &[0, 1, 2]].concat()).unwrap();
@@ -65,7 +65,7 @@ fn a_console_file_takes_the_output_and_standard_output_nothing() {
 
 #[test]
 fn without_a_console_the_guest_goes_on() {
-    let guest = Guest::new(Script::new().say(vec![b'x'; 100_000]).exit(4));
+    let guest = Guest::new(Script::new().say(vec![b'x'; 70_000]).exit(4));
     let finished = guest.finish(guest.run().args(["--console", "none"])).expect_code(4);
     assert_eq!((finished.text().as_str(), finished.stderr.as_str()), ("", ""));
 }
@@ -73,7 +73,7 @@ fn without_a_console_the_guest_goes_on() {
 #[test]
 fn a_reader_that_goes_away_does_not_end_the_guest() {
     for full in [false, true] {
-        let guest = Guest::new(Script::new().say("first").say(vec![b'x'; 150_000]).exit(5));
+        let guest = Guest::new(Script::new().say("first").say(vec![b'x'; 75_000]).exit(5));
         let (mut reader, writer) = std::io::pipe().unwrap();
         let running = guest.run().stdout(writer).spawn();
         reader.read_exact(&mut [0; 5]).unwrap();

@@ -8,7 +8,7 @@ use openshell_tests::bare::Script;
 use openshell_tests::machine::{Finished, Run, Running};
 use tempfile::TempDir;
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A guest and the directory that its run's files are in.
 #[derive(Debug)]
@@ -89,5 +89,17 @@ pub(crate) fn wait_until_full(pid: u32) {
         last = written;
         assert!(begin.elapsed() < Duration::from_secs(20), "{written:?}");
         std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Looks at something until it is as wanted, for ten seconds at most, and gives what it saw last.
+pub(crate) fn eventually<T: PartialEq>(want: &T, mut look: impl FnMut() -> T) -> T {
+    let begin = Instant::now();
+    loop {
+        let seen = look();
+        if seen == *want || begin.elapsed() > Duration::from_secs(10) {
+            return seen;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -1,10 +1,8 @@
 //! The machine's size: processors that wait to be started, memory below and past the hole.
 
-use std::time::{Duration, Instant};
-
 use openshell_tests::bare::Script;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, eventually};
 
 const LAPIC: u64 = 0xfee0_0000;
 const ICR_LOW: u64 = LAPIC + 0x300;
@@ -19,11 +17,8 @@ fn thirty_two_processors_start_and_stop() {
     let running = guest.run().args(["--cpus", "32"]).spawn();
     running.wait_for("up");
     // The first one runs while the others are still being started.
-    let begin = Instant::now();
-    while running.threads().iter().filter(|name| name.starts_with("vcpu")).count() < 32 {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", running.threads());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let processors = || running.threads().iter().filter(|name| name.starts_with("vcpu")).count();
+    assert_eq!(eventually(&32, processors), 32);
     running.signal(libc::SIGTERM);
     guest.wait(running).expect_code(143);
     let guest = Guest::new(Script::new().exit(9));

@@ -13,8 +13,8 @@ use crate::guest::Guest;
 use crate::places::{ARENA, RAM_END};
 
 const SCRIPTS: u64 = 200;
-const STEPS: u64 = 60;
-const DEADLINE: Duration = Duration::from_secs(20);
+const STEPS: u64 = 40;
+const DEADLINE: Duration = Duration::from_secs(60);
 const DISK_BYTES: usize = 1 << 20;
 const DEVICES: usize = 3;
 const QUEUES: usize = 3;
