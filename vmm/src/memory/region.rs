@@ -8,10 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion,
-};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::access::{IoBuf, Window};
 
@@ -197,6 +194,28 @@ impl GuestRam {
         self.map.write_slice(data, addr).map_err(|_| out_of_range(addr, data.len() as u64))
     }
 
+    /// Copies `N` bytes out, reading each once: whatever the guest does to the original, the copy stays as it is.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], also where the bytes lie in two ranges that touch.
+    pub fn read_array<const N: usize>(&self, addr: GuestAddress) -> Result<[u8; N], MemoryError> {
+        let src = self.host_ptr(addr, N as u64)?.cast::<[u8; N]>();
+        // SAFETY: `host_ptr` found N bytes of RAM there, which stay mapped while `self` is borrowed; byte arrays have no alignment and no
+        // invalid values.
+        Ok(unsafe { src.read_volatile() })
+    }
+
+    /// Copies one byte in.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`].
+    pub fn write_byte(&self, addr: GuestAddress, value: u8) -> Result<(), MemoryError> {
+        let dst = self.host_ptr(addr, 1)?;
+        // SAFETY: as in `read_array`, for one byte.
+        unsafe { dst.write_volatile(value) };
+        Ok(())
+    }
+
     /// A fixed window for structures that both sides use while the machine runs (rings).
     ///
     /// # Errors
@@ -299,13 +318,18 @@ impl GuestRam {
 
     fn host_ptr(&self, addr: GuestAddress, len_bytes: u64) -> Result<*mut u8, MemoryError> {
         let error = || out_of_range(addr, len_bytes);
-        let end = addr.0.checked_add(len_bytes).ok_or_else(error)?;
-        let region = self.map.find_region(addr).ok_or_else(error)?;
-        let region_end = region.start_addr().0 + region.len();
-        if end > region_end {
-            return Err(error());
+        // Searched here and not in `map`: every descriptor of every request comes by.
+        for range in &self.ranges {
+            let Some(offset) = addr.0.checked_sub(range.start.0) else { break };
+            if offset < range.len_bytes {
+                if len_bytes > range.len_bytes - offset {
+                    break;
+                }
+                let host = usize::try_from(range.host_addr + offset).map_err(|_| error())?;
+                return Ok(std::ptr::with_exposed_provenance_mut(host));
+            }
         }
-        self.map.get_host_address(addr).map_err(|_| error())
+        Err(error())
     }
 }
 
@@ -371,6 +395,8 @@ mod tests {
             ((4 << 20) - 1, 1, true),
             (4 << 20, 1, false),
             ((1 << 32) + (1 << 20), 1 << 20, true),
+            ((1 << 32) + (2 << 20), 0, false),
+            ((1 << 32) + (2 << 20) - 1, 2, false),
             (u64::MAX, 2, false),
             (u64::MAX - 1, 1, false),
         ] {
@@ -396,6 +422,24 @@ mod tests {
             ram.read_file(GuestAddress((4 << 20) - 1), &file, 0, 2),
             Err(MemoryError::OutOfRange { .. })
         ));
+    }
+
+    #[test]
+    fn small_copies_land_where_large_ones_do() {
+        let ram = two_ranges();
+        for addr in [0x1000, 0x1003, (4 << 20) - 16, 1 << 32, (1 << 32) + (2 << 20) - 16] {
+            let addr = GuestAddress(addr);
+            ram.write(addr, b"sixteen bytes xx").unwrap();
+            assert_eq!(&ram.read_array::<16>(addr).unwrap(), b"sixteen bytes xx");
+            ram.write_byte(addr, b'S').unwrap();
+            let mut byte = [0];
+            ram.read(addr, &mut byte).unwrap();
+            assert_eq!(byte, *b"S");
+        }
+        for addr in [(4 << 20) - 15, 4 << 20, (1 << 32) + (2 << 20) - 1, u64::MAX] {
+            assert!(ram.read_array::<16>(GuestAddress(addr)).is_err(), "{addr:#x}");
+        }
+        assert!(ram.write_byte(GuestAddress(4 << 20), 0).is_err());
     }
 
     #[test]

@@ -43,6 +43,27 @@ pub struct Chain {
     segments: Segments,
     /// How many of `segments`, from the start, the device may read.
     readable: usize,
+    readable_bytes: u64,
+    writable_bytes: u64,
+}
+
+/// What is left of a chain whose buffers have been looked at: its last writable byte, and its place on the used ring.
+#[must_use = "a chain that is not completed hangs the guest"]
+#[derive(Debug)]
+pub struct Tail {
+    last: Option<GuestAddress>,
+    room: u32,
+    head: u16,
+}
+
+impl Tail {
+    /// Ends the work on the chain: `value` goes into its last writable byte, after `written_bytes` that were written before. A chain
+    /// without such a byte ends with nothing written.
+    pub fn complete(self, ram: &GuestRam, value: u8, written_bytes: u32) -> Completion {
+        let stored = self.last.is_some_and(|last| ram.write_byte(last, value).is_ok());
+        let written = if stored { written_bytes.saturating_add(1).min(self.room) } else { 0 };
+        Completion::new(self.head, written)
+    }
 }
 
 impl Chain {
@@ -53,7 +74,9 @@ impl Chain {
     }
 
     pub(super) fn from_segments(head: u16, segments: Segments, readable: usize) -> Self {
-        Self { head, segments, readable }
+        let (before, after) = segments.split_at(readable.min(segments.len()));
+        let (readable_bytes, writable_bytes) = (total(before), total(after));
+        Self { head, segments, readable, readable_bytes, writable_bytes }
     }
 
     /// The first descriptor's index, which no other chain under way has when the driver keeps the rules.
@@ -77,13 +100,30 @@ impl Chain {
     /// Bytes in the readable part.
     #[must_use]
     pub fn readable_len(&self) -> u64 {
-        total(self.readable())
+        self.readable_bytes
     }
 
     /// Bytes in the writable part.
     #[must_use]
     pub fn writable_len(&self) -> u64 {
-        total(self.writable())
+        self.writable_bytes
+    }
+
+    /// Copies the first `N` bytes of the readable part, each read once.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_start<const N: usize>(&self, ram: &GuestRam) -> Result<[u8; N], ChainError> {
+        match self.readable().first() {
+            Some(first) if first.len_bytes as usize >= N => {
+                ram.read_array(first.addr).map_err(ChainError::Memory)
+            }
+            _ => {
+                let mut out = [0; N];
+                self.read(ram, 0, &mut out)?;
+                Ok(out)
+            }
+        }
     }
 
     /// Copies from the readable part, `offset` bytes after its start, filling `out`.
@@ -105,6 +145,14 @@ impl Chain {
         each_piece(self.writable(), offset, data.len(), |addr, range| {
             data.get(range).map_or(Ok(()), |piece| ram.write(addr, piece))
         })
+    }
+
+    /// Lets go of all buffers but the last byte.
+    pub fn into_tail(self) -> Tail {
+        let last = self.writable().last();
+        let last = last.and_then(|last| last.addr.0.checked_add(u64::from(last.len_bytes) - 1));
+        let room = u32::try_from(self.writable_bytes).unwrap_or(u32::MAX);
+        Tail { last: last.map(GuestAddress), room, head: self.head }
     }
 
     /// Ends the work on the chain; `written_bytes` counts from the start of the writable part, and what lies past its end is not
@@ -196,6 +244,36 @@ mod tests {
         let chain = Chain::new(0, outside.clone(), outside);
         assert!(matches!(chain.read(&ram(), 0, &mut [0; 2]), Err(ChainError::Memory(_))));
         assert!(matches!(chain.write(&ram(), 1, &[0]), Err(ChainError::Memory(_))));
+    }
+
+    #[test]
+    fn the_start_is_read_whole_or_in_pieces() {
+        let ram = ram();
+        ram.write(GuestAddress(BASE), &[1, 2, 3, 4]).unwrap();
+        ram.write(GuestAddress(BASE + 0x1000), &[5, 6, 7, 8]).unwrap();
+        let chain = Chain::new(0, segments(&[4, 4]), Vec::new());
+        assert_eq!(chain.read_start::<3>(&ram).unwrap(), [1, 2, 3]);
+        assert_eq!(chain.read_start::<6>(&ram).unwrap(), [1, 2, 3, 4, 5, 6]);
+        assert!(matches!(chain.read_start::<9>(&ram), Err(ChainError::TooShort { end: 9 })));
+    }
+
+    #[test]
+    fn a_tail_keeps_the_last_byte_and_bounds_what_is_reported() {
+        let ram = ram();
+        for (lens, written, want) in
+            [(&[4, 1][..], 4, 5), (&[4, 1], 0, 1), (&[4, 1], u32::MAX, 5), (&[], 3, 0)]
+        {
+            let completion = Chain::new(7, segments(&[16]), segments(lens)).into_tail();
+            let completion = completion.complete(&ram, 0xa5, written);
+            assert_eq!(completion, Completion::new(7, want), "{lens:?} {written}");
+            if let Some(at) = lens.len().checked_sub(1) {
+                let addr = BASE + 0x1000 * at as u64 + u64::from(lens[at]) - 1;
+                assert_eq!(ram.read_array::<1>(GuestAddress(addr)).unwrap(), [0xa5]);
+            }
+        }
+        let outside = vec![Segment { addr: GuestAddress(u64::MAX), len_bytes: 2 }];
+        let tail = Chain::new(7, Vec::new(), outside).into_tail();
+        assert_eq!(tail.complete(&ram, 0, 0), Completion::new(7, 0));
     }
 
     proptest! {

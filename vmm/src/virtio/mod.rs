@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 
-pub use chain::{Chain, ChainError, Segment};
+pub use chain::{Chain, ChainError, Segment, Tail};
 pub use interrupt::Interrupt;
 pub use queue::{Completion, Queue, QueueError};
 pub use transport::Transport;

@@ -141,7 +141,7 @@ pub enum QueueError {
 
 /// Work on a chain that has ended; [`Queue::complete`] spends it.
 #[must_use = "a chain that is not completed hangs the guest"]
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Completion {
     head: u16,
     written_bytes: u32,

@@ -12,7 +12,7 @@ mod peer;
 
 use std::env;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -94,6 +94,10 @@ fn compare(
     disk: &Path,
     len_bytes: u64,
 ) -> Result<()> {
+    if !shape.direct {
+        // Direct writes of an earlier case threw pages out of the cache.
+        io::copy(&mut open(disk, shape)?, &mut io::sink())?;
+    }
     let mut ours = Rig::new(open(disk, shape)?, len_bytes, !arguments.no_seccomp)?;
     let mut host = Peer::new(open(disk, shape)?, len_bytes)?;
     let span = Duration::from_millis(arguments.span);

@@ -210,8 +210,9 @@ impl<T> Uring<T> {
                 None => push(&submitter, &mut queue, &entry(&slot.transfer.step(), index)),
                 Some(result) => {
                     self.free.push(index);
-                    let payload = slot.payload.take();
-                    done.extend(payload.map(|payload| Done { payload, result }));
+                    if let Some(payload) = slot.payload.take() {
+                        done.push(Done { payload, result });
+                    }
                 }
             }
         }

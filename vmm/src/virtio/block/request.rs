@@ -6,7 +6,7 @@
 use std::io;
 
 use crate::memory::{GuestRam, IoBuf, MemoryError};
-use crate::virtio::{Chain, ChainError, Completion, Segment};
+use crate::virtio::{Chain, ChainError, Segment};
 
 /// Unit of addresses and of the configured block size.
 pub const SECTOR_BYTES: u32 = 512;
@@ -166,8 +166,7 @@ impl Request {
     /// [`RequestError`] for everything a driver can do wrong.
     pub fn parse(chain: &Chain, ram: &GuestRam, disk: Geometry) -> Result<Self, RequestError> {
         let room = chain.writable_len().checked_sub(1).ok_or(RequestError::NoStatus)?;
-        let mut header = Words::default();
-        chain.read(ram, 0, &mut header).map_err(RequestError::ShortChain)?;
+        let header: Words = chain.read_start(ram).map_err(RequestError::ShortChain)?;
         let [t0, t1, t2, t3, _, _, _, _, sector @ ..] = header;
         let kind = u32::from_le_bytes([t0, t1, t2, t3]);
         let sector = u64::from_le_bytes(sector);
@@ -224,17 +223,6 @@ impl Request {
             Self::Flush | Self::Identify | Self::Discard(_) | Self::Zero(_) => 0,
         }
     }
-}
-
-/// Answers: the status goes into the last writable byte, after `data_bytes` of data that were written before it.
-pub fn finish(chain: Chain, ram: &GuestRam, status: u8, data_bytes: u32) -> Completion {
-    let Some(at) = chain.writable_len().checked_sub(1) else {
-        return chain.complete(0);
-    };
-    if chain.write(ram, at, &[status]).is_err() {
-        return chain.complete(0);
-    }
-    chain.complete(data_bytes.saturating_add(1))
 }
 
 fn refuse_if_read_only(disk: Geometry) -> Result<(), RequestError> {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use crate::disk::io::{Done, Engine, Op, Wake};
 use crate::disk::limits::Limiter;
 use crate::memory::{GuestRam, IoBuf};
-use crate::virtio::{Chain, Interrupt, Queue, QueueError};
+use crate::virtio::{Chain, Completion, Interrupt, Queue, QueueError, Tail};
 
 use super::mailbox::{Command, Mailbox};
-use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK, finish};
+use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_OK};
 
 /// Chains taken before they are submitted and completions are answered. Where the page cache answers at once, the driver then works on
 /// one batch while the next is served, instead of both taking turns at the whole queue.
@@ -33,9 +33,15 @@ pub(super) struct Active {
 /// A request that the engine has.
 #[derive(Debug)]
 pub(super) struct Pending {
-    chain: Chain,
+    tail: Tail,
     data_bytes: u32,
-    /// Ranges still to be done, last one first.
+    /// What is left of a request for ranges: apart, so that reads and writes stay small in the engine's slots.
+    ranges: Option<Box<Ranges>>,
+}
+
+#[derive(Debug)]
+struct Ranges {
+    /// Last one first.
     rest: Vec<Extent>,
     discard: bool,
     /// What was done must still be made durable.
@@ -73,9 +79,11 @@ pub(super) struct Worker {
     engine: Engine<Pending>,
     mailbox: Arc<Mailbox>,
     shared: Shared,
-    active: Option<Active>,
+    active: Option<Box<Active>>,
     done: Vec<Done<Pending>>,
     bufs: Vec<IoBuf>,
+    /// Answers that the driver does not see yet: they become visible together.
+    answers: Vec<Completion>,
     /// Something was put on the used ring since the last interrupt decision.
     answered: bool,
 }
@@ -95,6 +103,7 @@ impl Worker {
             active: None,
             done: Vec::new(),
             bufs: Vec::new(),
+            answers: Vec::new(),
             answered: false,
         }
     }
@@ -128,7 +137,7 @@ impl Worker {
             match command {
                 Command::Activate(active) => {
                     self.engine.hold(Arc::clone(&active.ram));
-                    self.active = Some(*active);
+                    self.active = Some(active);
                 }
                 Command::Reset(reply) => {
                     self.let_go()?;
@@ -154,19 +163,15 @@ impl Worker {
             self.done.clear();
         }
         self.active = None;
+        self.answers.clear();
         self.answered = false;
         self.engine.release();
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let pending = Pending {
-            chain: Chain::new(0, Vec::new(), Vec::new()),
-            data_bytes: 0,
-            rest: Vec::new(),
-            discard: false,
-            sync: false,
-        };
+        let tail = Chain::new(0, Vec::new(), Vec::new()).into_tail();
+        let pending = Pending { tail, data_bytes: 0, ranges: None };
         self.engine.submit(Op::Flush, 0, &[], pending);
         loop {
             self.engine.wait(None, &mut self.done)?;
@@ -180,6 +185,7 @@ impl Worker {
     fn serve_queue(&mut self) -> Option<Duration> {
         let mut active = self.active.take()?;
         let paused = self.take_chains(&mut active);
+        self.publish(&mut active);
         if std::mem::take(&mut self.answered) && active.queue.wants_interrupt() {
             active.interrupt.raise_queue();
         }
@@ -224,22 +230,23 @@ impl Worker {
         }
     }
 
-    fn take_one(&mut self, active: &mut Active, chain: Chain) {
-        match self.decide(active, &chain) {
+    fn take_one(&mut self, active: &Active, chain: Chain) {
+        let next = self.decide(active, &chain);
+        let tail = chain.into_tail();
+        match next {
             Ok(Next::Submit { op, offset, data_bytes }) => {
-                let pending =
-                    Pending { chain, data_bytes, rest: Vec::new(), discard: false, sync: false };
+                let pending = Pending { tail, data_bytes, ranges: None };
                 self.engine.submit(op, offset, &self.bufs, pending);
             }
             Ok(Next::Ranges { mut extents, discard }) => {
                 extents.retain(|extent| extent.len_bytes > 0);
                 extents.reverse();
                 let sync = active.write_through && !extents.is_empty();
-                let pending = Pending { chain, data_bytes: 0, rest: extents, discard, sync };
-                self.advance(active, pending);
+                let ranges = Some(Box::new(Ranges { rest: extents, discard, sync }));
+                self.advance(active, Pending { tail, data_bytes: 0, ranges });
             }
-            Ok(Next::Answer { data_bytes }) => self.answer(active, chain, STATUS_OK, data_bytes),
-            Err(error) => self.answer(active, chain, error.status(), 0),
+            Ok(Next::Answer { data_bytes }) => self.answer(active, tail, STATUS_OK, data_bytes),
+            Err(error) => self.answer(active, tail, error.status(), 0),
         }
     }
 
@@ -289,17 +296,19 @@ impl Worker {
     }
 
     /// Submits a request's next range, or answers it when none is left.
-    fn advance(&mut self, active: &mut Active, mut pending: Pending) {
-        let Some(extent) = pending.rest.pop() else {
-            if std::mem::take(&mut pending.sync) {
+    fn advance(&mut self, active: &Active, mut pending: Pending) {
+        let Some(ranges) = &mut pending.ranges else {
+            return self.answer(active, pending.tail, STATUS_OK, pending.data_bytes);
+        };
+        let Some(extent) = ranges.rest.pop() else {
+            if std::mem::take(&mut ranges.sync) {
                 self.engine.submit(Op::Flush, 0, &[], pending);
                 return;
             }
-            self.answer(active, pending.chain, STATUS_OK, pending.data_bytes);
-            return;
+            return self.answer(active, pending.tail, STATUS_OK, pending.data_bytes);
         };
         let len_bytes = extent.len_bytes;
-        let op = if pending.discard {
+        let op = if ranges.discard {
             Op::Discard { len_bytes }
         } else {
             Op::Zero { len_bytes, unmap: extent.unmap }
@@ -313,22 +322,32 @@ impl Worker {
         let mut active = self.active.take();
         for Done { payload, result } in done.drain(..) {
             // Without a queue the rings were found broken: the request goes nowhere.
-            let Some(active) = &mut active else { continue };
+            let Some(active) = &active else { continue };
             match result {
                 Ok(()) => self.advance(active, payload),
                 Err(error) => {
                     let status = RequestError::Disk(error).status();
-                    self.answer(active, payload.chain, status, 0);
+                    self.answer(active, payload.tail, status, 0);
                 }
             }
         }
         self.done = done;
+        if let Some(active) = &mut active {
+            self.publish(active);
+        }
         self.active = active;
     }
 
-    fn answer(&mut self, active: &mut Active, chain: Chain, status: u8, data_bytes: u32) {
-        active.queue.complete(finish(chain, &active.ram, status, data_bytes));
-        self.answered = true;
+    /// The status goes into the last writable byte, after `data_bytes` of data that were written before it.
+    fn answer(&mut self, active: &Active, tail: Tail, status: u8, data_bytes: u32) {
+        self.answers.push(tail.complete(&active.ram, status, data_bytes));
+    }
+
+    fn publish(&mut self, active: &mut Active) {
+        if !self.answers.is_empty() {
+            active.queue.complete_all(self.answers.drain(..));
+            self.answered = true;
+        }
     }
 
     fn delay(&self) -> Option<Duration> {

@@ -4,7 +4,7 @@
 
 use vm_memory::GuestAddress;
 
-use crate::memory::{MemoryError, RamRange};
+use crate::memory::MemoryError;
 use crate::virtio::chain::{Chain, Segment, Segments};
 
 use super::{
@@ -12,8 +12,6 @@ use super::{
 };
 
 const DESC_BYTES: usize = 16;
-/// Entries of an indirect table that are copied at once: block and network requests seldom have more.
-const COPIED_ENTRIES: usize = 16;
 
 #[derive(Debug, Clone, Copy)]
 struct Descriptor {
@@ -128,20 +126,14 @@ impl Queue {
             let source = MemoryError::OutOfRange { addr, len_bytes: u64::from(len_bytes) };
             return Err(QueueError::IndirectTable(source));
         }
-        let mut copy = [0; DESC_BYTES * COPIED_ENTRIES];
-        let copied = table_bytes.min(copy.len());
-        let start = copy.get_mut(..copied).unwrap_or_default();
-        self.ram.read(GuestAddress(addr), start).map_err(QueueError::IndirectTable)?;
-        let (copy, _) = copy.as_chunks::<DESC_BYTES>();
         let mut index = 0;
         for _ in 0..len {
             if index >= len {
                 return Err(QueueError::DescriptorIndex { index, len });
             }
-            let bytes = match copy.get(usize::from(index)) {
-                Some(bytes) => *bytes,
-                None => self.table_entry(addr, index)?,
-            };
+            // The table was checked to lie in RAM, so that this sum is an address inside it.
+            let at = GuestAddress(addr.wrapping_add(DESC_BYTES as u64 * u64::from(index)));
+            let bytes = self.ram.read_array(at).map_err(QueueError::IndirectTable)?;
             let descriptor = Descriptor::parse(bytes);
             if descriptor.has(DESC_F_INDIRECT) {
                 return Err(QueueError::Indirect { index, flags: descriptor.flags });
@@ -155,21 +147,8 @@ impl Queue {
         Err(QueueError::ChainTooLong { head: draft.head })
     }
 
-    /// Whether the bytes lie in one range of RAM: asked for every descriptor, so that it looks no host address up.
+    /// Whether the bytes lie in one range of RAM.
     fn is_in_ram(&self, addr: u64, len_bytes: u32) -> bool {
-        let within = |range: &RamRange| {
-            let offset = addr.checked_sub(range.start.0);
-            let room = offset.and_then(|offset| range.len_bytes.checked_sub(offset));
-            room.is_some_and(|room| u64::from(len_bytes) <= room)
-        };
-        self.ram.ranges().iter().any(within)
-    }
-
-    fn table_entry(&self, table: u64, index: u16) -> Result<[u8; DESC_BYTES], QueueError> {
-        let mut bytes = [0; DESC_BYTES];
-        // The table was checked to lie in RAM, so that this sum is an address inside it.
-        let addr = GuestAddress(table.wrapping_add(DESC_BYTES as u64 * u64::from(index)));
-        self.ram.read(addr, &mut bytes).map_err(QueueError::IndirectTable)?;
-        Ok(bytes)
+        self.ram.contains(GuestAddress(addr), u64::from(len_bytes))
     }
 }
