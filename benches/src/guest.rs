@@ -114,12 +114,14 @@ pub fn make_disk(image: &Path) -> Result<()> {
     fs::write(&path, init())?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     File::create(image)?.set_len(BYTES)?;
-    let status = Command::new("mke2fs")
+    // Not by name: the lab has a program of the same name that cannot fill an image.
+    let mke2fs = ["/usr/sbin/mke2fs", "/sbin/mke2fs"].into_iter().find(|it| Path::new(it).exists());
+    let status = Command::new(mke2fs.context("no mke2fs (package e2fsprogs)")?)
         .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-E", "root_owner=0:0", "-d"])
         .args([tree.path(), image])
         .stdin(Stdio::null())
         .status()
-        .context("cannot start mke2fs (package e2fsprogs)")?;
+        .context("cannot start mke2fs")?;
     ensure!(status.success(), "mke2fs ended with {status}");
     Ok(())
 }

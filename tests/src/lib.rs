@@ -1,3 +1,10 @@
 //! What end-to-end tests and benchmarks share: bare-metal guests, and machines as processes.
 
 pub mod bare;
+pub mod machine;
+pub mod pattern;
+mod process;
+pub mod pty;
+pub mod streams;
+
+pub use process::terminal;

@@ -11,6 +11,9 @@ pub const MAX_LINES: usize = 40;
 pub const MAX_LINE_BYTES: usize = 512;
 
 const PANIC: &[u8] = b"Kernel panic - not syncing: ";
+/// What the kernel prints at its highest level when user space asked for the end, and never after a panic.
+const ORDERLY: [&[u8]; 3] =
+    [b"reboot: Restarting system", b"reboot: Power down", b"reboot: System halted"];
 const INIT: (&[u8], &[u8]) = (b"Run ", b" as init process");
 
 /// The last lines of a console, escape sequences taken out.
@@ -24,6 +27,7 @@ pub struct ConsoleTail {
     returned: bool,
     panic: Option<String>,
     started_init: bool,
+    ended_in_order: bool,
 }
 
 /// Where in an escape sequence (ECMA-48) the stream is.
@@ -65,6 +69,12 @@ impl ConsoleTail {
     #[must_use]
     pub fn panic(&self) -> Option<String> {
         self.panic.clone().or_else(|| panic_reason(&self.line))
+    }
+
+    /// The kernel said that user space asked it to restart, power off or halt. What looked like a panic before was none.
+    #[must_use]
+    pub fn ended_in_order(&self) -> bool {
+        self.ended_in_order || orderly(&self.line)
     }
 
     /// The kernel said that it starts init. A quiet kernel does not say so.
@@ -120,6 +130,10 @@ impl ConsoleTail {
         if self.panic.is_none() {
             self.panic = panic_reason(&self.line);
         }
+        if orderly(&self.line) {
+            self.ended_in_order = true;
+            self.panic = None;
+        }
         let (run, init) = INIT;
         self.started_init |=
             find(&self.line, run).is_some_and(|at| find(&self.line[at..], init).is_some());
@@ -133,6 +147,10 @@ impl ConsoleTail {
 fn panic_reason(line: &[u8]) -> Option<String> {
     let at = find(line, PANIC)?;
     Some(text(line[at + PANIC.len()..].trim_ascii()))
+}
+
+fn orderly(line: &[u8]) -> bool {
+    ORDERLY.iter().any(|&words| find(line, words).is_some())
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -190,6 +208,20 @@ mod tests {
         (0..100).for_each(|_| tail.push(b"call trace\n"));
         assert_eq!(tail.panic(), reason);
         assert_eq!(tail.lines(), vec!["call trace"; MAX_LINES]);
+    }
+
+    #[test]
+    fn an_orderly_end_takes_back_what_only_looked_like_a_panic() {
+        for words in ["Restarting system", "Power down", "System halted"] {
+            let mut tail = ConsoleTail::default();
+            tail.push(b"# cat old.log\r\nKernel panic - not syncing: long ago\r\n");
+            assert!(!tail.ended_in_order());
+            tail.push(format!("[    9.1] reboot: {words}").as_bytes());
+            assert!(tail.ended_in_order(), "also while the line is being printed");
+            tail.push(b"\r\n");
+            assert!(tail.ended_in_order());
+            assert_eq!(tail.panic(), None);
+        }
     }
 
     proptest! {

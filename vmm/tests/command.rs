@@ -1,5 +1,8 @@
 //! The command as a user meets it: arguments in; exit code, standard output and standard error out. Needs no KVM.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -98,6 +101,36 @@ fn what_cannot_be_run_is_said_in_the_result_too() {
     assert_eq!(document["code"], 125);
     let reason = document["reason"].as_str().unwrap();
     assert_eq!(reason, format!("disk {disk} has 1000 bytes, which is not a multiple of 512"));
+
+    run(&["run", "--cpus", "x", "--result", result]);
+    let document: serde_json::Value = serde_json::from_slice(&fs::read(result).unwrap()).unwrap();
+    assert_eq!(document["reason"], "--cpus x: not a whole number", "an older result is replaced");
+}
+
+#[test]
+fn a_result_file_that_cannot_be_had_is_refused_before_the_machine_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    fs::write(&disk, [7; 512]).unwrap();
+    let nowhere = dir.path().join("no/result");
+    let [disk, nowhere] = [&disk, &nowhere].map(|path| path.to_str().unwrap());
+    check(
+        &["run", "--disk", disk, "--result", nowhere],
+        125,
+        &[
+            &format!("error: result file {nowhere}: its directory does not exist"),
+            "  fix: make the directory first",
+        ],
+    );
+    check(
+        &["run", "--disk", disk, "--result", disk],
+        125,
+        &[
+            &format!("error: result file {disk} exists and holds something other than a result"),
+            "  fix: give another name, or remove that file",
+        ],
+    );
+    assert_eq!(fs::read(disk).unwrap(), [7; 512]);
 }
 
 #[test]

@@ -23,6 +23,16 @@ pub(crate) fn vmm() -> Result<PathBuf> {
     })
 }
 
+/// Builds the program of the package at `tests/` that runs inside guests and returns its path.
+pub(crate) fn guest_probe() -> Result<PathBuf> {
+    let package = package_at("tests")?;
+    say::step("build guest-probe (static)", || {
+        let mut command = cargo("build");
+        command.args(["--package", &package, "--bin", "guest-probe"]);
+        executable(&mut command, "bin", "guest-probe")
+    })
+}
+
 /// Builds an end-to-end test target of the package at `tests/` and returns the test program.
 pub(crate) fn end_to_end(target: &str) -> Result<PathBuf> {
     let package = package_at("tests")?;

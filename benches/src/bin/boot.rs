@@ -4,6 +4,10 @@
 //! init and back. Nothing here passes or fails by its figures; only work that was not done is an error.
 
 #![expect(clippy::print_stdout, reason = "the table is what was asked for")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a case takes minutes in the lab: people want to see that it goes on"
+)]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -108,7 +112,7 @@ impl Bench {
                 self.document.sample(BARE, &system.name, "memory", "KiB", kib as f64);
             }
         }
-        self.finish()
+        self.save()
     }
 
     fn lab(mut self, arguments: &Arguments) -> Result<()> {
@@ -126,6 +130,7 @@ impl Bench {
             if !case.contains(&arguments.case) {
                 continue;
             }
+            eprintln!("{case}");
             for turn in 0..=arguments.lab_turns {
                 for index in self.order(turn) {
                     let system = self.systems[index].clone();
@@ -138,6 +143,7 @@ impl Bench {
                     self.take_lab(turn, case, &system, spent, trace)?;
                 }
             }
+            self.save()?;
         }
         if BARE.contains(&arguments.case) {
             for turn in 0..=arguments.lab_turns {
@@ -148,7 +154,7 @@ impl Bench {
                 }
             }
         }
-        self.finish()
+        self.save()
     }
 
     /// Which systems to run in this turn, in which order: each is first equally often.
@@ -239,7 +245,8 @@ impl Bench {
         Ok((spent, fs::read(&out)?, trace))
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// Writes what there is; a run that is cut off later keeps it.
+    fn save(&mut self) -> Result<()> {
         let ours = self.systems[0].name.clone();
         self.document.complete(&ours);
         self.document.write()

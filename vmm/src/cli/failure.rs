@@ -20,7 +20,10 @@ pub(super) struct Failure {
 impl Failure {
     /// `error`, with the exit code `code`.
     pub(super) fn of(error: &impl Explain, code: u8) -> Self {
-        Self { what: error.to_string(), why: error.why(), fix: error.fix(), code }
+        let what = error.to_string();
+        // Some errors of libraries end with their source.
+        let why = error.why().filter(|why| !what.contains(why.as_str()));
+        Self { what, why, fix: error.fix(), code }
     }
 
     /// An error of the argument parser, brought into the form of all others: its first paragraph says what is wrong, its

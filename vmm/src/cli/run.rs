@@ -3,8 +3,6 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, SyncSender};
-use std::thread::JoinHandle;
 
 use clap::Args;
 use openshell_vmm::config::failure::SpecError;
@@ -15,9 +13,8 @@ use openshell_vmm::config::spec::{
 };
 use openshell_vmm::config::{open, toml_file};
 use openshell_vmm::explain::Explain;
-use openshell_vmm::report::json::{self, Document, Trace};
+use openshell_vmm::report::json::{self, Document, ResultFile, Trace};
 use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Verdict, text};
-use openshell_vmm::sys::signal::block_ending;
 
 use super::failure::Failure;
 
@@ -135,23 +132,21 @@ pub(super) fn run<E: Explain>(
     machine: impl FnOnce(Plan, BootTrace) -> Result<Outcome, E>,
 ) -> Result<u8, Failure> {
     let mut trace = BootTrace::of_process();
-    let result = args.result.clone();
-    let spec = args.into_spec().map_err(|error| not_started(&error, result.as_deref()))?;
-    let result = spec.result.as_deref();
-    let plan = open::open(&spec, &KernelPlaces::of_process())
-        .map_err(|error| not_started(&error, result))?;
-    let recorder = result.map(Recorder::start).transpose()?;
+    let named = args.result.clone();
+    let spec = args.into_spec().map_err(|error| {
+        // The arguments are what must be told.
+        let record = named.as_deref().and_then(|path| Record::open(path).ok());
+        not_started(&error, record)
+    })?;
+    let record = spec.result.as_deref().map(Record::open).transpose()?;
+    let plan = match open::open(&spec, &KernelPlaces::of_process()) {
+        Ok(plan) => plan,
+        Err(error) => return Err(not_started(&error, record)),
+    };
     trace.mark(Phase::ProcessStart);
     let mut outcome = match machine(plan, trace) {
         Ok(outcome) => outcome,
-        Err(error) => {
-            let failure = Failure::of(&error, CODE_VMM);
-            if let Some(recorder) = recorder {
-                // The failure itself is what must be told.
-                drop(recorder.record(Document::of_failure(&failure.verdict())));
-            }
-            return Err(failure);
-        }
+        Err(error) => return Err(not_started(&error, record)),
     };
     let verdict = Verdict::of(&outcome);
     super::say(&text::ending(&outcome, &verdict));
@@ -161,48 +156,39 @@ pub(super) fn run<E: Explain>(
         Some(TraceFormat::Text) => super::say(&text::boot_trace(&outcome.trace)),
         Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
     }
-    if let Some(recorder) = recorder {
-        recorder.record(Document::of(&outcome, &verdict))?;
+    if let Some(record) = record {
+        record.finish(&Document::of(&outcome, &verdict))?;
     }
     Ok(verdict.code)
 }
 
-/// Leaves a record of a run that did not start, for scripts that read the result and not the exit code.
-fn not_started(error: &impl Explain, result: Option<&Path>) -> Failure {
+/// Leaves a record of a run that came to no outcome, for scripts that read the result and not the exit code.
+fn not_started(error: &impl Explain, record: Option<Record>) -> Failure {
     let failure = Failure::of(error, CODE_VMM);
-    if let Some(path) = result {
+    if let Some(record) = record {
         // The failure itself is what must be told.
-        drop(json::write(path, &Document::of_failure(&failure.verdict())));
+        drop(record.finish(&Document::of_failure(&failure.verdict())));
     }
     failure
 }
 
-/// Writes the result. A thread of its own, started before the machine and never confined, because opening and renaming
-/// files is forbidden to every thread that guest bytes reach; all it takes is one document.
+/// The result file with its name. It is opened here, before anything else, because the machine's end finds this thread
+/// confined, where no file is opened.
 #[derive(Debug)]
-struct Recorder {
+struct Record {
     path: PathBuf,
-    thread: JoinHandle<io::Result<()>>,
-    document: SyncSender<Document>,
+    file: ResultFile,
 }
 
-impl Recorder {
-    fn start(path: &Path) -> Result<Self, Failure> {
-        let (document, told) = mpsc::sync_channel::<Document>(1);
-        let target = path.to_owned();
-        let started = std::thread::Builder::new().name("result".to_owned()).spawn(move || {
-            block_ending()?;
-            // Nothing is told when the process ends before the machine does.
-            told.recv().map_or(Ok(()), |document| json::write(&target, &document))
-        });
-        let thread = started.map_err(|error| cannot_write(path, &error))?;
-        Ok(Self { path: path.to_owned(), thread, document })
+impl Record {
+    fn open(path: &Path) -> Result<Self, Failure> {
+        let file = open::result(path).map_err(|error| Failure::of(&error, CODE_VMM))?;
+        let file = ResultFile::start(file).map_err(|error| cannot_write(path, &error))?;
+        Ok(Self { path: path.to_owned(), file })
     }
 
-    fn record(self, document: Document) -> Result<(), Failure> {
-        let sent = self.document.send(document).map_err(io::Error::other);
-        let written = self.thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked")));
-        written.and(sent).map_err(|error| cannot_write(&self.path, &error))
+    fn finish(self, document: &Document) -> Result<(), Failure> {
+        self.file.finish(document).map_err(|error| cannot_write(&self.path, &error))
     }
 }
 
@@ -210,7 +196,7 @@ fn cannot_write(path: &Path, error: &io::Error) -> Failure {
     Failure {
         what: format!("cannot write the result file {}", path.display()),
         why: Some(error.to_string()),
-        fix: Some("check that its directory can be written".to_owned()),
+        fix: Some("check that its disk has room".to_owned()),
         code: CODE_VMM,
     }
 }

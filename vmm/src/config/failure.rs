@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::lock::Holder;
 use super::open::{MAX_CPUS, MAX_DISKS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, SECTOR_BYTES};
+use super::plan::VsockPlan;
 use super::units::format_size;
 use crate::explain::Explain;
 
@@ -280,11 +281,20 @@ pub enum PlanError {
         /// As the user wrote it.
         path: PathBuf,
     },
-    /// Context ids 0 to 2 and the last one have a meaning of their own.
-    #[error("vsock cid {cid}: a guest has 3 to {}", u32::MAX - 1)]
+    /// The other context ids have a meaning of their own.
+    #[error(
+        "vsock cid {cid}: a guest has {} to {}",
+        VsockPlan::GUEST_CIDS.start(), VsockPlan::GUEST_CIDS.end()
+    )]
     VsockCid {
         /// As asked for.
         cid: u64,
+    },
+    /// The result file has contents that no run wrote.
+    #[error("result file {} exists and holds something other than a result", path.display())]
+    NotAResult {
+        /// As the user wrote it.
+        path: PathBuf,
     },
     /// No kernel was named and none is installed.
     #[error("no guest kernel found")]
@@ -387,6 +397,7 @@ impl Explain for PlanError {
             }
             Self::VsockInUse { .. } => "give each machine a socket path of its own".into(),
             Self::VsockNotSocket { .. } => "give another path, or remove that file".into(),
+            Self::NotAResult { .. } => "give another name, or remove that file".into(),
             Self::VsockCid { .. } => "drop cid: the default is 3".into(),
             Self::NoKernel { .. } => {
                 "`cargo xtask kernel` builds and installs one, or --kernel FILE names your own"

@@ -1,13 +1,18 @@
 //! Advisory locks on disk images, and who holds the one that is in the way.
 //!
-//! Invariant: taking a lock never waits. The locks are flock(2): they belong to the open file, so they go when the process
-//! does, however it ends, and unlike fcntl(2) record locks they survive that another part of the process closes the file.
-//! `/proc/locks` names their holder, which open-file-description locks of fcntl(2) would not.
+//! Invariant: taking a lock never waits for a process that lives. The locks are flock(2): they belong to the open file, so they
+//! go with the process, however it ends, and unlike fcntl(2) record locks they survive that another part of the process closes
+//! the file. `/proc/locks` names their holder, which open-file-description locks of fcntl(2) would not.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// The kernel takes an io_uring apart after its process has ended, and lets go of its files last: tens of milliseconds.
+const LINGER_LIMIT: Duration = Duration::from_millis(500);
+const LINGER_STEP: Duration = Duration::from_millis(2);
 
 /// A process that has something.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +29,13 @@ impl Holder {
     pub fn of(pid: u32) -> Self {
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         Self { pid, name: name.trim_end().chars().filter(|c| !c.is_control()).collect() }
+    }
+
+    /// False for one that has ended and waits for its parent to notice.
+    fn lives(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The name before it, in parentheses, may hold anything.
+        stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
     }
 }
 
@@ -46,13 +58,21 @@ pub enum LockError {
 /// Locks `file` against every other machine, or with `shared` against those that want it for themselves.
 ///
 /// # Errors
-/// [`LockError`], at once.
+/// [`LockError`]: at once when the holder is known to live, after half a second otherwise.
 pub fn lock(file: &File, shared: bool) -> Result<(), LockError> {
-    let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => Ok(()),
-        Err(TryLockError::WouldBlock) => Err(LockError::Held(holder_of(file))),
-        Err(TryLockError::Error(error)) => Err(LockError::Refused(error)),
+    let start = Instant::now();
+    loop {
+        let locked = if shared { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(LockError::Refused(error)),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        let holder = holder_of(file);
+        if holder.as_ref().is_some_and(Holder::lives) || start.elapsed() >= LINGER_LIMIT {
+            return Err(LockError::Held(holder));
+        }
+        std::thread::sleep(LINGER_STEP);
     }
 }
 
@@ -91,6 +111,8 @@ fn find_holder(locks: &str, dev: u64, ino: u64) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     const LOCKS: &str = "\
@@ -136,5 +158,24 @@ garbage
         drop((first, second));
         lock(&third, false).unwrap();
         assert!(matches!(lock(&open(), true), Err(LockError::Held(_))));
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_process_is_waited_for() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = File::open(file.path()).unwrap();
+        // It locks the open file that it shares with this process, and ends.
+        let locker = Command::new("flock").arg("0").stdin(held.try_clone().unwrap()).status();
+        assert!(locker.unwrap().success());
+        let ours = File::open(file.path()).unwrap();
+        let start = Instant::now();
+        assert!(matches!(lock(&ours, false), Err(LockError::Held(_))));
+        assert!(start.elapsed() >= LINGER_LIMIT);
+        let release = std::thread::Builder::new().spawn(move || {
+            std::thread::sleep(10 * LINGER_STEP);
+            drop(held);
+        });
+        lock(&ours, false).unwrap();
+        release.unwrap().join().unwrap();
     }
 }

@@ -7,7 +7,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::failure::{FileRole, PlanError};
@@ -37,16 +37,16 @@ const MEMORY_STEP_BYTES: u64 = 2 << 20;
 /// One vCPU boots fastest and is what peers default to; a guest that builds software asks for more.
 const DEFAULT_CPUS: u64 = 1;
 const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
-const DEFAULT_GUEST_CID: u64 = 3;
-/// `sun_path` holds 108 bytes with a final NUL, and `_4294967295` may follow the path.
-const MAX_VSOCK_PATH_BYTES: usize = 107 - "_4294967295".len();
+const DEFAULT_GUEST_CID: u64 = *VsockPlan::GUEST_CIDS.start();
 
-/// Opens everything that `spec` names. Only [`Spec::result`] and [`Spec::boot_trace`] are left for the caller.
+/// Opens everything that `spec` names but [`Spec::result`], which was opened with [`result`] before, so that a refusal can be
+/// told there. [`Spec::boot_trace`] is left for the caller.
 ///
 /// # Errors
 /// [`PlanError`] names the first thing that cannot be had. What was opened is closed again.
 pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
-    if spec.disks.is_empty() && spec.initrd.is_none() {
+    // A kernel that the user names may need neither: a unikernel, a bare-metal test.
+    if spec.disks.is_empty() && spec.initrd.is_none() && spec.kernel.is_none() {
         return Err(PlanError::NoDisk);
     }
     if spec.disks.len() > MAX_DISKS {
@@ -63,12 +63,14 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
     }
     let memory_bytes = memory(spec.memory.map_or(DEFAULT_MEMORY_BYTES, |memory| memory.0))?;
     let vsock = spec.vsock.as_ref().map(vsock).transpose()?;
-    if let Some(path) = &spec.result {
-        check_result(path)?;
-    }
     let image = kernel(spec.kernel.as_deref(), places)?;
     let initrd = spec.initrd.as_deref().map(|path| input(FileRole::Initrd, path)).transpose()?;
     let mut taken = Taken::default();
+    if let Some((path, found)) =
+        spec.result.as_ref().and_then(|path| Some((path, fs::metadata(path).ok()?)))
+    {
+        taken.claim(FileRole::Result, path, &found)?;
+    }
     let (disks, console) = match open_writable(spec, &mut taken) {
         Ok(opened) => opened,
         Err(error) => {
@@ -91,6 +93,26 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
     })
 }
 
+/// Opens the result file at `path`, and empties it when it holds an older result.
+///
+/// # Errors
+/// [`PlanError`] when it cannot be made or written. A file that holds something else, such as a disk given by mistake, is
+/// refused and left alone.
+pub fn result(path: &Path) -> Result<File, PlanError> {
+    let role = FileRole::Result;
+    if !has_directory(path) {
+        return Err(PlanError::NoDirectory { what: "result file", path: path.to_owned() });
+    }
+    let (file, _) = open_or_create(role, path, &mut Taken::default(), Metadata::is_file)?;
+    let failed = |source| open_error(role, path, true, source);
+    let mut first = [0];
+    if file.read_at(&mut first, 0).map_err(failed)? == 1 && first != *b"{" {
+        return Err(PlanError::NotAResult { path: path.to_owned() });
+    }
+    file.set_len(0).map_err(failed)?;
+    Ok(file)
+}
+
 fn open_writable(
     spec: &Spec,
     taken: &mut Taken,
@@ -109,12 +131,12 @@ fn memory(bytes: u64) -> Result<u64, PlanError> {
 fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {
     let path = spec.path.clone();
     let guest_cid = spec.cid.unwrap_or(DEFAULT_GUEST_CID);
-    if !(3..u64::from(u32::MAX)).contains(&guest_cid) {
+    if !VsockPlan::GUEST_CIDS.contains(&guest_cid) {
         return Err(PlanError::VsockCid { cid: guest_cid });
     }
     let len = path.as_os_str().as_bytes().len();
-    if len > MAX_VSOCK_PATH_BYTES {
-        return Err(PlanError::VsockPathTooLong { path, len, max: MAX_VSOCK_PATH_BYTES });
+    if len > VsockPlan::MAX_PATH_BYTES {
+        return Err(PlanError::VsockPathTooLong { path, len, max: VsockPlan::MAX_PATH_BYTES });
     }
     match fs::symlink_metadata(&path) {
         Err(_) if has_directory(&path) => {}
@@ -137,20 +159,6 @@ fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {
         },
     }
     Ok(VsockPlan { path, guest_cid })
-}
-
-fn check_result(path: &Path) -> Result<(), PlanError> {
-    match fs::metadata(path) {
-        Ok(found) if !found.is_file() => Err(PlanError::WrongKind {
-            role: FileRole::Result,
-            path: path.to_owned(),
-            found: kind(&found),
-        }),
-        Err(_) if !has_directory(path) => {
-            Err(PlanError::NoDirectory { what: "result file", path: path.to_owned() })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn has_directory(path: &Path) -> bool {

@@ -5,8 +5,11 @@
 
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::sys::unix;
 
 /// A machine to build.
 #[derive(Debug)]
@@ -104,8 +107,16 @@ pub struct DiskLimits {
 pub struct VsockPlan {
     /// The host socket; guest port N appears at `PATH_N`.
     pub path: PathBuf,
-    /// The guest's context id, 3 or above.
+    /// The guest's context id, one of [`Self::GUEST_CIDS`].
     pub guest_cid: u64,
+}
+
+impl VsockPlan {
+    /// Context ids that a guest can have: 0 to 2 and the two largest 32-bit values mean something else, and the rest of the field
+    /// is reserved (VIRTIO 1.2 section 5.10.4).
+    pub const GUEST_CIDS: RangeInclusive<u64> = 3..=0xffff_fffd;
+    /// The longest [`Self::path`] in bytes: a socket address must hold it with `_` and the largest port number behind it.
+    pub const MAX_PATH_BYTES: usize = unix::MAX_PATH_BYTES - "_4294967295".len();
 }
 
 /// Where the serial console goes.

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::Check;
 use super::access::{Me, Node};
 use super::probe::{self, Answer, ProbeError};
+use crate::kvm::KvmError;
 
 const DEVICE: &str = "/dev/kvm";
 /// A guest of a few instructions takes a millisecond; one that is emulated takes ten.
@@ -125,10 +126,14 @@ fn explain_error(error: &ProbeError, facts: &Facts) -> Check {
     let fail = |detail: String, fix: String| Check::fail("kvm", detail, fix);
     let ProbeError::Open { errno } = error else {
         return match error {
-            ProbeError::CreateVm { errno: libc::EBUSY } => fail(
-                format!("{error}: another hypervisor has the processor's virtualization"),
-                "stop it (VirtualBox and VMware hold it while a machine runs)".to_owned(),
-            ),
+            ProbeError::Vm { source: KvmError::Call { source, .. } }
+                if source.raw_os_error() == Some(libc::EBUSY) =>
+            {
+                fail(
+                    format!("{error}: another hypervisor has the processor's virtualization"),
+                    "stop it (VirtualBox and VMware hold it while a machine runs)".to_owned(),
+                )
+            }
             _ => fail(
                 error.to_string(),
                 "update the host's kernel, and see dmesg for kvm".to_owned(),

@@ -3,13 +3,13 @@
 //! Invariant: an instruction counts as working only when the guest went on behind it and said so with a port write. The
 //! guests run in 64-bit kernel mode with paging and an interrupt table, as a kernel does. One thread.
 
-#![expect(unsafe_code, reason = "a KVM memory slot hands the kernel an address")]
-
 use std::io;
+use std::sync::Arc;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
+use crate::kvm::{BareVm, KvmError};
 use crate::memory::{GuestAddress, GuestRam, MemoryError};
 
 const RAM_BYTES: u64 = 2 << 20;
@@ -70,8 +70,8 @@ pub(super) struct Answer {
 pub(super) enum ProbeError {
     #[error("cannot open /dev/kvm: {}", describe(*errno))]
     Open { errno: i32 },
-    #[error("cannot create a virtual machine: {}", describe(*errno))]
-    CreateVm { errno: i32 },
+    #[error("cannot create a virtual machine: {source}: {}", cause(source))]
+    Vm { source: KvmError },
     #[error("cannot set up a virtual machine ({step}): {}", describe(*errno))]
     SetUp { step: &'static str, errno: i32 },
     #[error("cannot map guest memory: {source}")]
@@ -82,6 +82,10 @@ pub(super) enum ProbeError {
     NoAnswer,
     #[error("cannot start a thread: {source}")]
     Thread { source: io::Error },
+}
+
+fn cause(error: &KvmError) -> String {
+    std::error::Error::source(error).map_or_else(String::new, ToString::to_string)
 }
 
 fn describe(errno: i32) -> String {
@@ -103,11 +107,10 @@ pub(super) fn run() -> Result<Vec<Answer>, ProbeError> {
         .collect()
 }
 
-/// One vCPU and its memory. The fields are dropped in this order: the memory goes last.
+/// One vCPU and its machine. The fields are dropped in this order: the machine goes last.
 struct Guest {
     vcpu: VcpuFd,
-    _vm: VmFd,
-    ram: GuestRam,
+    vm: BareVm,
     has_xsave: bool,
 }
 
@@ -115,26 +118,15 @@ impl Guest {
     fn new(kvm: &Kvm) -> Result<Self, ProbeError> {
         let step =
             |step| move |error: kvm_ioctls::Error| ProbeError::SetUp { step, errno: error.errno() };
-        let vm = create_vm(kvm)?;
         let ram = GuestRam::anonymous(&[(GuestAddress(0), RAM_BYTES)])
             .map_err(|source| ProbeError::Memory { source })?;
-        for (slot, range) in (0..).zip(ram.ranges()) {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: range.start.0,
-                memory_size: range.len_bytes,
-                userspace_addr: range.host_addr,
-            };
-            // SAFETY: the range is one mapping of `ram`, which `Guest` keeps until the virtual machine is gone.
-            unsafe { vm.set_user_memory_region(region) }.map_err(step("memory"))?;
-        }
-        let vcpu = vm.create_vcpu(0).map_err(step("vCPU"))?;
+        let vm = BareVm::new(kvm, Arc::new(ram)).map_err(|source| ProbeError::Vm { source })?;
+        let vcpu = vm.fd().create_vcpu(0).map_err(step("vCPU"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("CPUID"))?;
         vcpu.set_cpuid2(&cpuid).map_err(step("CPUID"))?;
         let features = cpuid.as_slice().iter().find(|leaf| leaf.function == 1);
         let has_xsave = features.is_some_and(|leaf| leaf.ecx & (1 << 26) != 0);
-        Ok(Self { vcpu, _vm: vm, ram, has_xsave })
+        Ok(Self { vcpu, vm, has_xsave })
     }
 
     /// Runs `code` followed by [`PASS`] and says how it ended when it did not pass.
@@ -152,7 +144,7 @@ impl Guest {
     }
 
     fn write_memory(&self, code: &[u8]) -> Result<(), MemoryError> {
-        let write = |at: u64, bytes: &[u8]| self.ram.write(GuestAddress(at), bytes);
+        let write = |at: u64, bytes: &[u8]| self.vm.ram().write(GuestAddress(at), bytes);
         // Present and writable; the last level maps 2 MiB at once.
         write(PML4, &(PDPT | 3).to_le_bytes())?;
         write(PDPT, &(PD | 3).to_le_bytes())?;
@@ -206,15 +198,5 @@ impl Guest {
             rflags: 2,
             ..kvm_regs::default()
         })
-    }
-}
-
-/// A signal that arrives meanwhile makes KVM give up; it is asked again.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, ProbeError> {
-    loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == libc::EINTR => {}
-            done => return done.map_err(|error| ProbeError::CreateVm { errno: error.errno() }),
-        }
     }
 }

@@ -8,12 +8,12 @@ use std::ffi::c_long;
 use kvm_bindings::{KVMIO, kvm_mp_state, kvm_regs, kvm_sregs};
 use libc::{
     SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_ctl, SYS_epoll_wait,
-    SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_fsync, SYS_futex,
-    SYS_getpid, SYS_getrandom, SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl, SYS_madvise,
-    SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2,
-    SYS_read, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown, SYS_sigaltstack, SYS_socket,
-    SYS_statx, SYS_tgkill, SYS_timerfd_create, SYS_timerfd_settime, SYS_unlink, SYS_write,
+    SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fsync,
+    SYS_futex, SYS_getpid, SYS_getrandom, SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl,
+    SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv,
+    SYS_pwritev2, SYS_read, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown,
+    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write,
 };
 
 use super::Role;
@@ -124,11 +124,10 @@ const EVERY: &[Entry] = &[
 const DEBUG: &[Entry] = &[when(SYS_fcntl, &[&[Is(1, libc::F_GETFD.cast_unsigned())]])];
 
 const MAIN: &[Entry] = &[
-    always(SYS_epoll_wait),     // the worker's loop
-    always(SYS_epoll_ctl),      // event::Waiter: console input and output come and go
-    always(SYS_poll),           // sys::console_io: whether the sink takes bytes
-    always(SYS_timerfd_create), // machine: the halt check and the time-out
-    always(SYS_timerfd_settime),
+    always(SYS_epoll_wait),      // the worker's loop
+    always(SYS_epoll_ctl),       // event::Waiter: console input and output come and go
+    always(SYS_poll),            // sys::console_io: whether the sink takes bytes
+    always(SYS_timerfd_settime), // the serial port's burst timer
     // sys::signal::next_is_final
     when(
         SYS_rt_sigaction,
@@ -138,12 +137,14 @@ const MAIN: &[Entry] = &[
             &[Is(0, libc::SIGHUP.cast_unsigned())],
         ],
     ),
-    always(SYS_getpid),                                   // pthread_kill
-    when(SYS_tgkill, &[&[OwnProcess(0), KickSignal(2)]]), // sys::kick
-    always(SYS_sched_yield),                              // mpsc, when a report is half sent
-    always(SYS_restart_syscall),                          // poll, continued after a stop
-    always(SYS_fdatasync), // files written at the end, open since the start
+    when(SYS_madvise, &[&[Is(2, libc::MADV_HUGEPAGE.cast_unsigned())]]), // memory: after the boot
+    always(SYS_getpid),                                                  // pthread_kill
+    when(SYS_tgkill, &[&[OwnProcess(0), KickSignal(2)]]),                // sys::kick
+    always(SYS_sched_yield),     // mpsc, when a report is half sent
+    always(SYS_restart_syscall), // poll, continued after a stop
+    always(SYS_fdatasync),       // files written at the end, open since the start
     always(SYS_fsync),
+    when(SYS_flock, &[&[Is(1, libc::LOCK_UN.cast_unsigned())]]), // Block::shutdown
     always(SYS_statx), // the vsock socket's name goes at the end, when it still is ours
     always(SYS_unlink),
     when(SYS_ioctl, &[&[Is(1, request(libc::TCGETS))]]), // isatty, for the report

@@ -11,6 +11,7 @@ use std::io;
 
 use kvm_ioctls::{Cap, Kvm};
 
+pub(crate) use vm::BareVm;
 pub use vm::{Registers, Vcpu, Vm};
 
 const API_VERSION: i32 = 12;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use kvm_bindings::{
     CpuId, KVM_MP_STATE_HALTED, kvm_fpu, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{IoEventAddress, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Host, KvmError, call, cpuid, msrs};
@@ -20,26 +20,21 @@ const DELIVERY_MODE_EXTINT: u32 = 0x7 << 8;
 const DELIVERY_MODE_NMI: u32 = 0x4 << 8;
 const RFLAGS_INTERRUPT_ENABLE: u64 = 1 << 9;
 
-/// A virtual machine with its memory and interrupt controllers. It keeps the RAM mapped while it exists.
+/// A virtual machine with its memory and nothing else. The fields are dropped in this order: the memory goes last.
 #[derive(Debug)]
-pub struct Vm {
+pub(crate) struct BareVm {
     fd: VmFd,
-    cpuid: CpuId,
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
 }
 
-impl Vm {
-    /// Makes the machine: memory slots first, then the in-kernel PIC, I/O APIC and local APICs.
+impl BareVm {
+    /// Makes the machine and its memory slots.
     ///
     /// # Errors
-    /// [`KvmError::TooManyVcpus`], [`KvmError::Call`].
-    pub fn new(host: &Host, ram: Arc<GuestRam>, cpus: u8) -> Result<Self, KvmError> {
-        let max = host.kvm().get_max_vcpus();
-        if usize::from(cpus) > max {
-            return Err(KvmError::TooManyVcpus { wanted: cpus, max });
-        }
+    /// [`KvmError::Call`].
+    pub(crate) fn new(kvm: &Kvm, ram: Arc<GuestRam>) -> Result<Self, KvmError> {
         let fd = loop {
-            match host.kvm().create_vm() {
+            match kvm.create_vm() {
                 Err(error) if error.errno() == libc::EINTR => {}
                 made => break made.map_err(call("KVM_CREATE_VM"))?,
             }
@@ -55,14 +50,50 @@ impl Vm {
                 memory_size: range.len_bytes,
                 userspace_addr: range.host_addr,
             };
-            // SAFETY: the range is mapped and owned by `ram`, which this `Vm` keeps until after the fd is closed (fields drop
-            // in order), and the ranges do not overlap.
+            // SAFETY: the range is mapped and owned by `ram`, which this `BareVm` keeps until after the fd is closed (fields
+            // drop in order), and the ranges do not overlap.
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
+        Ok(Self { fd, ram })
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    pub(crate) fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+/// A virtual machine with its memory and interrupt controllers. It keeps the RAM mapped while it exists.
+#[derive(Debug)]
+pub struct Vm {
+    bare: BareVm,
+    cpuid: CpuId,
+}
+
+impl Vm {
+    /// Makes the machine: memory slots first, then the in-kernel PIC, I/O APIC and local APICs.
+    ///
+    /// # Errors
+    /// [`KvmError::TooManyVcpus`], [`KvmError::Call`].
+    pub fn new(host: &Host, ram: Arc<GuestRam>, cpus: u8) -> Result<Self, KvmError> {
+        let max = host.kvm().get_max_vcpus();
+        if usize::from(cpus) > max {
+            return Err(KvmError::TooManyVcpus { wanted: cpus, max });
+        }
+        let bare = BareVm::new(host.kvm(), ram)?;
+        bare.fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
         let cpuid = cpuid::supported(host.kvm())?;
-        Ok(Self { fd, cpuid, _ram: ram })
+        Ok(Self { bare, cpuid })
+    }
+
+    /// The machine's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &GuestRam {
+        self.bare.ram()
     }
 
     /// Makes processor `index` of `count` with its CPUID, MSRs and local APIC; `boot` is the entry state of the first one.
@@ -75,7 +106,7 @@ impl Vm {
         count: u8,
         boot: Option<(kvm_regs, impl FnOnce(&mut kvm_sregs))>,
     ) -> Result<Vcpu, KvmError> {
-        let fd = self.fd.create_vcpu(u64::from(index)).map_err(call("KVM_CREATE_VCPU"))?;
+        let fd = self.bare.fd.create_vcpu(u64::from(index)).map_err(call("KVM_CREATE_VCPU"))?;
         let cpuid = cpuid::for_vcpu(&self.cpuid, index, count);
         fd.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
         msrs::set_boot(&fd)?;
@@ -101,7 +132,8 @@ impl Vm {
         addr: u64,
         queue: u32,
     ) -> Result<(), KvmError> {
-        self.fd
+        self.bare
+            .fd
             .register_ioevent(doorbell, &IoEventAddress::Mmio(addr), queue)
             .map_err(call("KVM_IOEVENTFD"))
     }
@@ -111,7 +143,7 @@ impl Vm {
     /// # Errors
     /// [`KvmError::Call`].
     pub fn attach_interrupt(&self, line: &EventFd, gsi: u32) -> Result<(), KvmError> {
-        self.fd.register_irqfd(line, gsi).map_err(call("KVM_IRQFD"))
+        self.bare.fd.register_irqfd(line, gsi).map_err(call("KVM_IRQFD"))
     }
 }
 

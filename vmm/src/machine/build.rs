@@ -24,14 +24,12 @@ use crate::trace::{Marks, Phase};
 use crate::vcpu::exit::Buses;
 use crate::virtio::block::{Block, BlockError, EngineKind};
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::Transport;
+use crate::virtio::transport::{QUEUE_NOTIFY_OFFSET, Transport};
 use crate::virtio::vsock::{BindError, HostSocket, Vsock, VsockError};
 use crate::virtio::{Interrupt, VirtioDevice};
 
 use super::cmdline::{self, Facts};
 
-/// Offset of the notify register in a virtio-mmio block (VIRTIO 1.2 section 4.2.2).
-const QUEUE_NOTIFY: u64 = 0x50;
 const RNG_SEED_BYTES: usize = 32;
 
 /// Why a machine could not be built.
@@ -122,7 +120,7 @@ pub(super) struct Parts {
 ///
 /// # Errors
 /// [`BuildError`] names the part.
-pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, BuildError> {
+pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts, BuildError> {
     let host = Host::open().map_err(BuildError::Kvm)?;
     marks.stamp(Phase::KvmOpen);
     let ram = GuestRam::anonymous(&layout::ram_ranges(plan.memory_bytes))
@@ -136,7 +134,7 @@ pub(super) fn build(plan: Plan, marks: Arc<Marks>, jail: Jail) -> Result<Parts, 
     let disks = add_disks(&mut slots, plan.disks, plan.cpus, jail)?;
     let others = add_others(&mut slots, plan.vsock, jail)?;
     let Slots { mut buses, used, .. } = slots;
-    let serial = add_platform(&vm, &mut buses, &marks)?;
+    let serial = add_platform(&vm, &mut buses, marks)?;
 
     let kernel = Kernel::parse(&plan.kernel.image)
         .map_err(|source| kernel_error(&plan.kernel.image, source))?;
@@ -190,7 +188,7 @@ impl Slots<'_> {
         let mut transport = Transport::new(virtio, Arc::clone(self.ram), Interrupt::new(line));
         for (queue, doorbell) in transport.doorbells() {
             self.vm
-                .attach_doorbell(doorbell, slot.base + QUEUE_NOTIFY, u32::from(queue))
+                .attach_doorbell(doorbell, slot.base + QUEUE_NOTIFY_OFFSET, u32::from(queue))
                 .map_err(BuildError::Kvm)?;
         }
         let transport = Arc::new(transport);

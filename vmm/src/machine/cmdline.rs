@@ -63,6 +63,13 @@ pub(super) fn build(facts: Facts<'_>) -> Result<CommandLine, CommandLineError> {
     Ok(line)
 }
 
+/// Whether the user told the kernel to reset the machine by a triple fault, which then is no failure.
+pub(super) fn asks_for_triple_fault(append: &str) -> bool {
+    let mut reboot =
+        append.split_ascii_whitespace().filter_map(|word| word.strip_prefix("reboot="));
+    reboot.next_back().is_some_and(|how| how.split(',').any(|part| part.starts_with('t')))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +108,20 @@ mod tests {
         let line = text(facts(&[], "root=/dev/vdb ro"));
         assert!(!line.contains("vda") && line.ends_with("root=/dev/vdb ro"), "{line}");
         assert!(!text(Facts { root_read_only: None, ..facts(&[], "") }).contains("root="));
+    }
+
+    #[test]
+    fn the_last_word_on_how_to_reset_counts() {
+        for (append, want) in [
+            ("", false),
+            ("reboot=t", true),
+            ("quiet reboot=triple,force", true),
+            ("reboot=w,t", true),
+            ("reboot=t reboot=k", false),
+            ("noreboot=t", false),
+        ] {
+            assert_eq!(asks_for_triple_fault(append), want, "{append}");
+        }
     }
 
     #[test]

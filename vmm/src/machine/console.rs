@@ -35,7 +35,8 @@ pub(super) struct Console {
     /// Output taken from the port and not yet written.
     pending: Vec<u8>,
     tail: ConsoleTail,
-    waiting_for_sink: bool,
+    /// The sink's descriptor while it takes nothing. Only then the port's output is not waited for.
+    full_sink: Option<RawFd>,
 }
 
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl Console {
             input,
             pending: Vec::new(),
             tail: ConsoleTail::default(),
-            waiting_for_sink: false,
+            full_sink: None,
         })
     }
 
@@ -105,9 +106,7 @@ impl Console {
             self.tail.push(&self.pending);
         }
         let emptied = self.write_pending(Duration::ZERO);
-        if emptied == self.waiting_for_sink {
-            self.wait_for_sink(!emptied, waiter);
-        }
+        self.wait_for_sink(!emptied, waiter);
     }
 
     /// Standard input has bytes or has ended.
@@ -191,19 +190,25 @@ impl Console {
         true
     }
 
+    /// Waits for the sink or for the port's output, one of them at a time. A sink that is lost while it was waited for leaves its descriptor
+    /// behind, for the watch to be removed.
     fn wait_for_sink(&mut self, wait: bool, waiter: &Waiter) {
-        let Some(sink) = &self.sink else {
-            return;
-        };
         let output = self.serial.output_fd();
-        if wait {
-            waiter.remove(output);
-            waiter.add_writable(sink.fd(), Token::SinkReady as u64).ok();
-        } else {
-            waiter.remove(sink.fd());
-            waiter.add_readable(output, Token::SerialOutput as u64).ok();
+        match (wait, self.full_sink) {
+            (true, None) => {
+                self.full_sink = self.sink.as_ref().map(Sink::fd);
+                if let Some(fd) = self.full_sink {
+                    waiter.remove(output);
+                    waiter.add_writable(fd, Token::SinkReady as u64).ok();
+                }
+            }
+            (false, Some(fd)) => {
+                self.full_sink = None;
+                waiter.remove(fd);
+                waiter.add_readable(output, Token::SerialOutput as u64).ok();
+            }
+            (true, Some(_)) | (false, None) => {}
         }
-        self.waiting_for_sink = wait;
     }
 }
 

@@ -8,6 +8,7 @@ mod cmdline;
 mod console;
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -32,6 +33,8 @@ use console::Console;
 
 /// How often idle processors are looked at for having halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
+/// When the first look is: a boot is over by then, and what the guest does next gains from huge pages.
+const FIRST_CHECK: Duration = Duration::from_millis(250);
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +104,9 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     crate::sys::kick::install().map_err(host("install the vCPU signal"))?;
     let marks = Arc::new(Marks::default());
     let timeout = plan.timeout;
+    let triple_fault_resets = cmdline::asks_for_triple_fault(&plan.append);
     let jail = Jail { seccomp: plan.seccomp };
-    let parts = build::build(plan, Arc::clone(&marks), jail)?;
+    let parts = build::build(plan, &marks, jail)?;
     let waiter = Waiter::new().map_err(host("make an epoll"))?;
     let console =
         Console::open(parts.console, parts.serial, &waiter).map_err(host("connect the console"))?;
@@ -121,10 +125,19 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         others: parts.others,
         marks,
         trace,
-        _vm: parts.vm,
+        vm: parts.vm,
     };
+    let mut timers = machine.watch(timeout).map_err(host("watch for events"))?;
     machine.start(parts.vcpus, jail)?;
-    let (end, last_exit) = machine.serve(timeout)?;
+    let (end, last_exit) = machine.serve(&mut timers).unwrap_or_else(|error| {
+        // The guest runs already: what it wrote must still reach its disks.
+        let failed = End::Failed { what: error.to_string(), why: error.why(), fix: error.fix() };
+        (failed, None)
+    });
+    let end = match end {
+        End::TripleFault { .. } if triple_fault_resets => End::Reset,
+        end => end,
+    };
     Ok(machine.stop(end, last_exit))
 }
 
@@ -139,10 +152,30 @@ struct Machine {
     others: Vec<Arc<Transport>>,
     marks: Arc<Marks>,
     trace: BootTrace,
-    _vm: crate::kvm::Vm,
+    vm: crate::kvm::Vm,
+}
+
+/// The event loop's own timers.
+struct Timers {
+    halt_check: TimerFd,
+    _deadline: Option<TimerFd>,
 }
 
 impl Machine {
+    /// Registers what the event loop waits for, before it may open nothing more.
+    fn watch(&self, timeout: Option<Duration>) -> io::Result<Timers> {
+        let waiter = &self.waiter;
+        waiter.add_readable(self.signals.as_raw_fd(), Token::Signal as u64)?;
+        waiter.add_readable(self.link.doorbell.as_raw_fd(), Token::Report as u64)?;
+        let halt_check = timer(FIRST_CHECK, Some(HALT_CHECK))?;
+        waiter.add_readable(halt_check.as_raw_fd(), Token::HaltCheck as u64)?;
+        let deadline = timeout.map(|after| timer(after, None)).transpose()?;
+        if let Some(deadline) = &deadline {
+            waiter.add_readable(deadline.as_raw_fd(), Token::Timeout as u64)?;
+        }
+        Ok(Timers { halt_check, _deadline: deadline })
+    }
+
     fn start(&mut self, vcpus: Vec<crate::kvm::Vcpu>, jail: Jail) -> Result<(), MachineError> {
         for (index, vcpu) in (0u8..).zip(vcpus) {
             let handle = Handle::start(index, vcpu, self.link.clone(), jail)
@@ -152,30 +185,14 @@ impl Machine {
         jail.confine(Role::Main).map_err(host("confine the event loop"))
     }
 
-    fn serve(&mut self, timeout: Option<Duration>) -> Result<(End, Option<String>), MachineError> {
-        use std::os::fd::AsRawFd;
-        let waiter = &self.waiter;
-        let watch = host("wait for events");
-        let timer = |after: Duration, every: Option<Duration>| -> io::Result<TimerFd> {
-            let os_error = |e: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(e.errno());
-            let mut timer = TimerFd::new().map_err(os_error)?;
-            timer.reset(after, every).map_err(os_error)?;
-            Ok(timer)
-        };
-        waiter.add_readable(self.signals.as_raw_fd(), Token::Signal as u64).map_err(&watch)?;
-        let doorbell = self.link.doorbell.as_raw_fd();
-        waiter.add_readable(doorbell, Token::Report as u64).map_err(&watch)?;
-        let mut halt_timer = timer(HALT_CHECK, Some(HALT_CHECK)).map_err(&watch)?;
-        waiter.add_readable(halt_timer.as_raw_fd(), Token::HaltCheck as u64).map_err(&watch)?;
-        let deadline = timeout.map(|after| timer(after, None)).transpose().map_err(&watch)?;
-        if let Some(deadline) = &deadline {
-            waiter.add_readable(deadline.as_raw_fd(), Token::Timeout as u64).map_err(&watch)?;
-        }
+    /// Serves events until one of them ends the machine.
+    fn serve(&mut self, timers: &mut Timers) -> Result<(End, Option<String>), MachineError> {
         self.console.offer_input(&self.waiter);
         let mut halts = HaltWatch::default();
+        let mut huge_pages = false;
         let mut ready = Vec::new();
         loop {
-            self.waiter.wait(&mut ready).map_err(&watch)?;
+            self.waiter.wait(&mut ready).map_err(host("wait for events"))?;
             for token in ready.drain(..) {
                 let Some(token) = Token::ALL.into_iter().find(|&known| known as u64 == token)
                 else {
@@ -195,7 +212,11 @@ impl Machine {
                         self.link.doorbell.read().ok();
                     }
                     Token::HaltCheck => {
-                        halt_timer.wait().ok();
+                        timers.halt_check.wait().ok();
+                        if !huge_pages {
+                            self.vm.ram().allow_huge_pages();
+                            huge_pages = true;
+                        }
                         if halts.check(&self.handles, &self.link) {
                             return Ok((End::Halted, None));
                         }
@@ -236,6 +257,13 @@ impl Machine {
         self.trace.take(&self.marks);
         Outcome { end, trace: self.trace, console: self.console.tail().clone(), last_exit }
     }
+}
+
+fn timer(after: Duration, every: Option<Duration>) -> io::Result<TimerFd> {
+    let os_error = |e: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(e.errno());
+    let mut timer = TimerFd::new().map_err(os_error)?;
+    timer.reset(after, every).map_err(os_error)?;
+    Ok(timer)
 }
 
 /// How a processor's report ends the machine, and its last exit in words.

@@ -52,6 +52,15 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A file could not be read into RAM.
+    #[error("cannot read the file into guest memory at {addr:#x}")]
+    ReadFile {
+        /// Guest-physical start.
+        addr: u64,
+        /// What the host said, or that the file ended.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// One contiguous range of guest-physical RAM and the host address that backs it.
@@ -96,7 +105,7 @@ pub struct GuestRam {
 impl GuestRam {
     /// Maps anonymous, private, lazily populated RAM for `layout`: (guest start, length in bytes) in ascending order.
     ///
-    /// Huge pages are asked for and not required.
+    /// It is on small pages until [`Self::allow_huge_pages`].
     ///
     /// # Errors
     /// [`MemoryError::Map`] when the host refuses.
@@ -124,13 +133,31 @@ impl GuestRam {
             let region = GuestRegionMmap::new(mapping, start)
                 .ok_or_else(|| map_error(io::Error::from_raw_os_error(libc::EOVERFLOW)))?;
             regions.push(Arc::new(region));
-            ranges.push(RamRange { start, len_bytes, host_addr: host as u64 });
+            ranges.push(RamRange { start, len_bytes, host_addr: host.expose_provenance() as u64 });
         }
         let map = GuestMemoryMmap::from_arc_regions(regions).map_err(|error| MemoryError::Map {
             len_bytes: layout.iter().map(|&(_, len)| len).sum(),
             source: io::Error::other(error),
         })?;
         Ok(Self { map, ranges, _reservations: reservations })
+    }
+
+    /// Lets the host back what is touched from now on with huge pages, and gather what was touched before.
+    ///
+    /// Not from the start: a boot touches a few pages in each of many places, and zeroing 2 MiB for each of them is a
+    /// sixth of all the work of a small boot.
+    pub fn allow_huge_pages(&self) {
+        for range in &self.ranges {
+            let (Ok(addr), Ok(len)) =
+                (usize::try_from(range.host_addr), usize::try_from(range.len_bytes))
+            else {
+                continue;
+            };
+            let host = std::ptr::with_exposed_provenance_mut(addr);
+            // SAFETY: the range is mapped and ours; MADV_HUGEPAGE is advice and changes no contents. A host without huge pages
+            // refuses it, which costs speed only.
+            unsafe { libc::madvise(host, len, libc::MADV_HUGEPAGE) };
+        }
     }
 
     /// The ranges in ascending order, for memory slots and the guest's memory map.
@@ -255,6 +282,40 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Reads `len_bytes` of `file` from `offset` into RAM at `addr`.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`], [`MemoryError::ReadFile`]; the range may then be partly written.
+    pub fn read_file(
+        &self,
+        addr: GuestAddress,
+        file: &File,
+        offset: u64,
+        len_bytes: u64,
+    ) -> Result<(), MemoryError> {
+        let host = self.host_ptr(addr, len_bytes)?;
+        let len = usize::try_from(len_bytes).map_err(|_| out_of_range(addr, len_bytes))?;
+        let failed = |source| MemoryError::ReadFile { addr: addr.0, source };
+        let mut done = 0;
+        while done < len {
+            let from = i64::try_from(offset.saturating_add(done as u64))
+                .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+            // SAFETY: `done` is below `len`, and `host..host + len` lies inside one region of RAM (`host_ptr` checked it).
+            let to = unsafe { host.add(done) };
+            // SAFETY: as above, `to..host + len` is mapped RAM of ours; nobody holds references into it.
+            let got = unsafe { libc::pread(file.as_raw_fd(), to.cast(), len - done, from) };
+            match usize::try_from(got) {
+                Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Ok(got) => done += got,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(failed(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
     fn host_ptr(&self, addr: GuestAddress, len_bytes: u64) -> Result<*mut u8, MemoryError> {
         let error = || out_of_range(addr, len_bytes);
         // Searched here and not in `map`: every descriptor of every request comes by.
@@ -276,7 +337,7 @@ fn out_of_range(addr: GuestAddress, len_bytes: u64) -> MemoryError {
     MemoryError::OutOfRange { addr: addr.0, len_bytes }
 }
 
-/// Reserves `len` bytes on a 2 MiB boundary and asks for huge pages.
+/// Reserves `len` bytes on a 2 MiB boundary, on small pages.
 fn reserve(len: usize) -> io::Result<(Reservation, *mut libc::c_void)> {
     let padded = len
         .checked_add(HUGE_PAGE_BYTES)
@@ -299,9 +360,9 @@ fn reserve(len: usize) -> io::Result<(Reservation, *mut libc::c_void)> {
     let skip = addr.align_offset(HUGE_PAGE_BYTES);
     // SAFETY: `skip` is below 2 MiB and the reservation is `len` plus 2 MiB, so the result stays inside it.
     let aligned = unsafe { addr.byte_add(skip) };
-    // SAFETY: the range is ours; MADV_HUGEPAGE is advice and changes no contents. A host without huge pages refuses it,
-    // which costs speed only.
-    unsafe { libc::madvise(aligned, len, libc::MADV_HUGEPAGE) };
+    // SAFETY: the range is ours; MADV_NOHUGEPAGE is advice and changes no contents. A host without huge pages refuses it, and has
+    // nothing else than small ones.
+    unsafe { libc::madvise(aligned, len, libc::MADV_NOHUGEPAGE) };
     // SAFETY: as above; guest memory in a core dump would be large and would hold the guest's secrets.
     unsafe { libc::madvise(aligned, len, libc::MADV_DONTDUMP) };
     Ok((reservation, aligned))
@@ -359,6 +420,26 @@ mod tests {
             assert!(ram.read_array::<16>(GuestAddress(addr)).is_err(), "{addr:#x}");
         }
         assert!(ram.write_byte(GuestAddress(4 << 20), 0).is_err());
+    }
+
+    #[test]
+    fn a_file_is_read_whole_or_refused() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 5000]).unwrap();
+        let ram = two_ranges();
+        ram.read_file(GuestAddress(0x1001), &file, 100, 4900).unwrap();
+        let mut bytes = [1; 4902];
+        ram.read(GuestAddress(0x1000), &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[4901]), (0, 0));
+        assert!(bytes[1..4901].iter().all(|&byte| byte == 7));
+        assert!(matches!(
+            ram.read_file(GuestAddress(0), &file, 101, 4900),
+            Err(MemoryError::ReadFile { .. })
+        ));
+        assert!(matches!(
+            ram.read_file(GuestAddress((4 << 20) - 1), &file, 0, 2),
+            Err(MemoryError::OutOfRange { .. })
+        ));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! A run's end for programs.
 //!
-//! Invariant: the file holds a whole document or does not change: it is written beside its place and renamed. Keys are only
-//! ever added while `schema` stays the same.
+//! Invariant: the file holds a whole document from before the machine starts, and whatever ends the process leaves one. Keys
+//! are only ever added while `schema` stays the same.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
 
 use serde::Serialize;
 
@@ -105,28 +105,43 @@ pub fn line(value: &impl Serialize) -> String {
     text
 }
 
-/// Replaces the file at `path`. A file that cannot be replaced by renaming (a pipe, a device) is refused when the run
-/// starts, not here.
+/// The file of `--result`, open since before the machine started.
 ///
-/// # Errors
-/// What the host said; the old file is then as it was.
-pub fn write(path: &Path, document: &Document) -> io::Result<()> {
-    let mut text = serde_json::to_vec_pretty(document)?;
-    text.push(b'\n');
-    let partial = beside(path);
-    let written = File::create_new(&partial)
-        .and_then(|mut file| file.write_all(&text))
-        .and_then(|()| fs::rename(&partial, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        _ = fs::remove_file(&partial);
-    }
-    written
+/// From its start it holds a document: until [`Self::finish`] it says that the run was cut off.
+#[derive(Debug)]
+pub struct ResultFile {
+    file: File,
+    /// What the file holds already.
+    len: usize,
 }
 
-fn beside(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.partial", std::process::id()));
-    path.with_file_name(name)
+impl ResultFile {
+    /// Writes the document of a run that was cut off to `file`, which is empty and opened for writing.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn start(file: File) -> io::Result<Self> {
+        let text = pretty(&Document::of_failure(&Verdict::cut_off()), 0)?;
+        // The file's own offset stays at its start, because a confined thread may write and not seek.
+        file.write_all_at(&text, 0)?;
+        Ok(Self { file, len: text.len() })
+    }
+
+    /// Writes `document` over what is there, durably. Makes only system calls that a confined event loop may make.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn finish(mut self, document: &Document) -> io::Result<()> {
+        let text = pretty(document, self.len)?;
+        self.file.write_all(&text)?;
+        self.file.sync_all()
+    }
+}
+
+/// `document` on several lines, with spaces before the last line end where it would be shorter than `min_len` bytes.
+fn pretty(document: &Document, min_len: usize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(document)?;
+    text.resize(text.len().max(min_len.saturating_sub(1)), b' ');
+    text.push(b'\n');
+    Ok(text)
 }

@@ -1,7 +1,7 @@
 //! How a run ended, and how that is told: as an exit code, as text, as JSON.
 //!
 //! Invariant: an end that nobody asked for is never success, and everything that is told comes from one [`Verdict`]. Pure
-//! but for [`json::write`].
+//! but for [`json::ResultFile`].
 
 pub mod json;
 pub mod panic;
@@ -39,11 +39,6 @@ pub enum End {
     PowerOff,
     /// Every vCPU halted for good: interrupts off, nothing to wake it.
     Halted,
-    /// The guest said that its kernel panicked, by other means than the console.
-    Panic {
-        /// What it gave as the reason.
-        reason: String,
-    },
     /// A vCPU shut down.
     TripleFault {
         /// Which one.
@@ -64,8 +59,6 @@ pub enum End {
     TimedOut,
     /// This process was asked to stop by a signal.
     Signal(i32),
-    /// The user typed the detach key: the machine was stopped as asked.
-    Detached,
     /// Something of ours, or of the host's, failed while the machine ran.
     Failed {
         /// What did not happen.

@@ -32,7 +32,6 @@ fn every_end_has_a_source_and_a_code() {
         reason: "internal error".into(),
         registers: Registers::default(),
     };
-    let panic = || End::Panic { reason: "Fatal exception".into() };
     for (end, console, source, code) in [
         (End::GuestExit(GuestExit::Code(0)), "", Source::Guest, 0),
         (End::GuestExit(GuestExit::Code(255)), PANIC, Source::Guest, 255),
@@ -41,10 +40,10 @@ fn every_end_has_a_source_and_a_code() {
         (End::Reset, "", Source::Guest, 0),
         (End::Reset, PANIC, Source::Panic, CODE_VMM),
         (End::PowerOff, "", Source::Guest, 0),
-        (End::PowerOff, PANIC, Source::Panic, CODE_VMM),
+        (End::PowerOff, PANIC, Source::Guest, 0),
         (End::Halted, "", Source::Guest, CODE_VMM),
         (End::Halted, PANIC, Source::Panic, CODE_VMM),
-        (panic(), "", Source::Panic, CODE_VMM),
+        (End::Halted, "[ 9.1] reboot: System halted\r\n", Source::Guest, 0),
         (triple_fault(), "", Source::TripleFault, CODE_VMM),
         (triple_fault(), PANIC, Source::Panic, CODE_VMM),
         (lost(), PANIC, Source::Vmm, CODE_VMM),
@@ -52,7 +51,6 @@ fn every_end_has_a_source_and_a_code() {
         (End::TimedOut, PANIC, Source::Timeout, CODE_TIMEOUT),
         (End::Signal(libc::SIGTERM), "", Source::Signal, 143),
         (End::Signal(-1), "", Source::Signal, CODE_VMM),
-        (End::Detached, "", Source::Signal, 130),
         (failed(), "", Source::Vmm, CODE_VMM),
     ] {
         let verdict = Verdict::of(&outcome(end.clone(), console));
@@ -166,14 +164,20 @@ boot trace:
     );
 }
 
+/// What the file of a run holds at its start and at its end.
+fn documents(document: &json::Document) -> [serde_json::Value; 2] {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let read = || serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
+    let result = json::ResultFile::start(file.reopen().unwrap()).unwrap();
+    let start = read();
+    result.finish(document).unwrap();
+    [start, read()]
+}
+
 #[test]
-fn the_document_replaces_the_file_and_has_every_key() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("result.json");
-    std::fs::write(&path, "old").unwrap();
+fn the_document_has_every_key() {
     let outcome = outcome(triple_fault(), "last words\n");
-    json::write(&path, &json::Document::of(&outcome, &Verdict::of(&outcome))).unwrap();
-    let found: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let [_, found] = documents(&json::Document::of(&outcome, &Verdict::of(&outcome)));
     for (key, expected) in [
         ("schema", serde_json::json!(1)),
         ("source", serde_json::json!("triple_fault")),
@@ -190,18 +194,14 @@ fn the_document_replaces_the_file_and_has_every_key() {
     let phases = found["boot_trace"]["phases"].as_array().unwrap();
     let sum: f64 = phases.iter().map(|step| step["us"].as_f64().unwrap()).sum();
     assert!((sum - found["boot_trace"]["total_us"].as_f64().unwrap()).abs() < 0.01);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
 }
 
 #[test]
-fn a_result_that_cannot_be_written_leaves_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("taken")).unwrap();
-    let outcome = outcome(End::PowerOff, "");
-    let document = json::Document::of(&outcome, &Verdict::of(&outcome));
-    json::write(&dir.path().join("taken"), &document).expect_err("a directory is in the way");
-    json::write(&dir.path().join("no/result"), &document).expect_err("there is no directory");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+fn a_run_that_has_not_ended_says_that_it_was_cut_off() {
+    let short = Verdict { what: String::new(), why: None, ..Verdict::cut_off() };
+    let [start, end] = documents(&json::Document::of_failure(&short));
+    assert_eq!((&start["code"], &start["reason"]), (&125.into(), &"the run was cut off".into()));
+    assert_eq!(end["reason"], "", "a shorter document replaces all of it");
 }
 
 #[test]

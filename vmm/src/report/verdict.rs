@@ -64,6 +64,15 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// What is told of a run until it has ended.
+    #[must_use]
+    pub fn cut_off() -> Self {
+        Self {
+            why: Some("openshell-vmm was killed, or the host went down".to_owned()),
+            ..Self::bad(Source::Vmm, CODE_VMM, "the run was cut off".to_owned())
+        }
+    }
+
     /// Reads `outcome`. A panic that the console shows explains a reset, a halt, a triple fault and a time-out: these are
     /// how a kernel that panicked ends, depending on its `panic=` option.
     #[must_use]
@@ -78,14 +87,14 @@ impl Verdict {
                 signal_code(i32::from(*signal)),
                 format!("the guest's main process was ended by signal {signal}"),
             ),
-            End::Panic { reason } => Self::panicked(reason),
-            End::Reset | End::PowerOff | End::Halted | End::TripleFault { .. }
-                if panic().is_some() =>
-            {
+            End::Reset | End::Halted | End::TripleFault { .. } if panic().is_some() => {
                 Self::panicked(&panic().unwrap_or_default())
             }
             End::Reset => Self::good(Source::Guest, 0, "the guest asked for a reset".to_owned()),
             End::PowerOff => Self::good(Source::Guest, 0, "the guest powered off".to_owned()),
+            End::Halted if outcome.console.ended_in_order() => {
+                Self::good(Source::Guest, 0, "the guest halted".to_owned())
+            }
             End::Halted => {
                 Self::bad(Source::Guest, CODE_VMM, "the guest halted every CPU for good".to_owned())
             }
@@ -113,11 +122,6 @@ impl Verdict {
                 Source::Signal,
                 signal_code(*signal),
                 format!("stopped by signal {signal}"),
-            ),
-            End::Detached => Self::good(
-                Source::Signal,
-                signal_code(libc::SIGINT),
-                "stopped by the detach key".into(),
             ),
             End::Failed { what, why, fix } => Self {
                 why: why.clone(),

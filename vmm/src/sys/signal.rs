@@ -16,11 +16,8 @@ use super::tty;
 /// What ends the machine.
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// Blocks what ends the machine on this thread, and on those that it starts later: the event loop is to have it.
-///
-/// # Errors
-/// What the host said.
-pub fn block_ending() -> io::Result<libc::sigset_t> {
+/// Blocks what ends the machine on this thread, and on those that it starts later.
+fn block_ending() -> io::Result<libc::sigset_t> {
     let set = create_sigset(&ENDING).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
     // SAFETY: `set` is read; the old mask is not asked for.
     let error =

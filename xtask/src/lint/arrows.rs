@@ -40,19 +40,21 @@ const REFUSED: [(&str, &[&str], &str); 3] = [
 const LAYERS: [&[&str]; 8] = [
     &["main", "cli"],
     &["machine"],
-    &["boot", "vcpu", "control", "snapshot", "doctor"],
+    &["boot", "vcpu", "report", "control", "snapshot", "doctor"],
     &["devices", "virtio"],
     &["bus", "disk", "net", "event"],
     &["kvm", "jail"],
     &["memory"],
     // Plain values and the floor: none of these uses another module of ours.
-    &["config", "layout", "sys", "metrics", "trace", "console_tail"],
+    &["config", "layout", "sys", "metrics", "trace", "console_tail", "explain"],
 ];
 
 /// Arrows within a layer or up, each with its reason.
-const EXCEPTIONS: [(&str, &str, &str); 4] = [
+const EXCEPTIONS: [(&str, &str, &str); 6] = [
     ("config", "layout", "a plan is checked against the guest's physical map"),
     ("config", "sys", "a plan holds opened and locked files"),
+    ("config", "explain", "what is wrong with what the user wrote is explained"),
+    ("trace", "sys", "a trace starts with the process, whose clock is a system call"),
     ("layout", "memory", "the map is made of guest addresses"),
     ("vcpu", "boot", "a vCPU starts in the state that the boot protocol asks for"),
 ];

@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz [--smoke] [TARGET]`: the fuzz targets of `tests/fuzz`, which is outside the
 //! workspace because its instrumentation needs compiler features that are not stable.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -30,20 +31,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(name) => targets.iter().filter(|target| *target == name).collect(),
     };
     ensure!(!chosen.is_empty(), "no such fuzz target; there are: {}", targets.join(", "));
+    let seconds = if arguments.smoke { Some(SMOKE_SECONDS) } else { arguments.seconds };
+    if seconds.is_none() && chosen.len() > 1 {
+        bail!("without a time only one target runs: name it, or say --smoke");
+    }
+    cmd::require("c++", "g++")?;
     if !cmd::cargo_has("fuzz") {
         say::step("install cargo-fuzz", || {
             let mut command = cmd::cargo();
             cmd::run(command.args(["install", "--locked", "--version", VERSION, "cargo-fuzz"]))
         })?;
     }
-    let seconds = if arguments.smoke { Some(SMOKE_SECONDS) } else { arguments.seconds };
-    if seconds.is_none() && chosen.len() > 1 {
-        bail!("without a time only one target runs: name it, or say --smoke");
-    }
+    say::step("build the fuzz targets", || cmd::run(&mut fuzz("build")))?;
     let mut failed = Vec::new();
     for target in chosen {
         let what = format!("fuzz {target}");
-        if say::step(&what, || cmd::run(&mut fuzz(target, seconds))).is_err() {
+        if let Err(error) = say::step(&what, || run_target(target, seconds)) {
+            say::line(format_args!("{what}: {error:#}"));
             failed.push(target.as_str());
         }
     }
@@ -53,16 +57,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn fuzz(target: &str, seconds: Option<u32>) -> Command {
+/// `cargo fuzz VERB`, by the pinned compiler.
+fn fuzz(verb: &str) -> Command {
     let mut command = cmd::cargo();
     command.env("RUSTC_BOOTSTRAP", "1");
-    command.args(["fuzz", "run", "--fuzz-dir", "tests/fuzz", "--target-dir"]);
-    command.arg(cmd::target().join("fuzz")).arg(target);
-    if let Some(seconds) = seconds {
-        command.args(["--", &format!("-max_total_time={seconds}"), "-timeout=10"]);
-        command.args(["-print_final_stats=1", "-verbosity=1"]);
-    }
+    command.args(["fuzz", verb, "--fuzz-dir", "tests/fuzz", "--target-dir"]);
+    command.arg(built());
     command
+}
+
+fn run_target(target: &str, seconds: Option<u32>) -> Result<()> {
+    // What is learnt goes to the first directory; the seeds of the repository stay as they are.
+    let learnt = built().join("corpus").join(target);
+    std::fs::create_dir_all(&learnt)
+        .with_context(|| format!("cannot make {}", learnt.display()))?;
+    let mut command = fuzz("run");
+    command.arg(target).arg(learnt).arg(seeds(target));
+    command.args(["--", "-timeout=10", "-print_final_stats=1", "-verbosity=1"]);
+    if let Some(seconds) = seconds {
+        command.arg(format!("-max_total_time={seconds}"));
+    }
+    cmd::run(&mut command)
+}
+
+fn built() -> PathBuf {
+    cmd::target().join("fuzz")
+}
+
+fn seeds(target: &str) -> PathBuf {
+    cmd::workspace().join("tests/fuzz/corpus").join(target)
 }
 
 fn targets() -> Result<Vec<String>> {
@@ -76,4 +99,24 @@ fn targets() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_has_seeds_and_a_line_in_the_table() {
+        let table = std::fs::read_to_string(cmd::workspace().join("tests/fuzz/README.md")).unwrap();
+        let manifest =
+            std::fs::read_to_string(cmd::workspace().join("tests/fuzz/Cargo.toml")).unwrap();
+        let targets = targets().unwrap();
+        assert!(targets.len() >= 5, "{targets:?}");
+        for target in targets {
+            assert!(table.contains(&format!("| `{target}` |")), "{target} is not in the table");
+            assert!(manifest.contains(&format!("name = \"{target}\"")), "{target} is not built");
+            let seeds = std::fs::read_dir(seeds(&target)).unwrap().count();
+            assert!(seeds > 0, "{target} has no seeds");
+        }
+    }
 }

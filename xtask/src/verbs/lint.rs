@@ -35,7 +35,10 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 fn format() -> Result<()> {
-    cmd::run(cmd::cargo().args(["fmt", "--all", "--", "--check"]))
+    cmd::run(cmd::cargo().args(["fmt", "--all", "--", "--check"]))?;
+    // Outside the workspace.
+    let fuzz = cmd::workspace().join("tests/fuzz/Cargo.toml");
+    cmd::run(cmd::cargo().arg("fmt").arg("--manifest-path").arg(fuzz).args(["--", "--check"]))
 }
 
 fn clippy() -> Result<()> {

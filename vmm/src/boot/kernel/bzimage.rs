@@ -61,7 +61,7 @@ pub(super) fn parse(source: &Source<'_>) -> Result<Kernel, KernelError> {
     Ok(Kernel {
         entry: Entry::Linux64 { rip: addr + ENTRY_64 },
         pvh: None,
-        segments: vec![Segment { offset, file_len, addr, mem_len }],
+        segments: vec![Segment { offset, file_len, addr, mem_len, writable: false }],
         profile: None,
         setup_header: Some(setup_header(source, &head)?),
         cmdline_max: cmdline_max(&head),

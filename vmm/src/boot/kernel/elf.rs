@@ -14,6 +14,7 @@ const HEADER_BYTES: usize = 64;
 const CLASS_32: u8 = 1;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
+const FLAG_WRITE: u64 = 2;
 const TYPE_EXEC: u16 = 2;
 const TYPE_DYN: u16 = 3;
 const MACHINE_386: u16 = 3;
@@ -179,6 +180,7 @@ struct Program {
     file_len: u64,
     mem_len: u64,
     align: u64,
+    writable: bool,
 }
 
 impl Program {
@@ -195,6 +197,7 @@ impl Program {
                     file_len: word(16),
                     mem_len: word(20),
                     align: word(28),
+                    writable: word(24) & FLAG_WRITE != 0,
                 }
             }
             Class::Bits64 => {
@@ -207,6 +210,7 @@ impl Program {
                     file_len: word(32),
                     mem_len: word(40),
                     align: word(48),
+                    writable: u64::from(u32_at(bytes, 4)) & FLAG_WRITE != 0,
                 }
             }
         }
@@ -228,6 +232,7 @@ impl Program {
             file_len: self.file_len,
             addr: self.addr,
             mem_len: self.mem_len,
+            writable: self.writable,
         })
     }
 

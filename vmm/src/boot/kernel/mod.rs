@@ -52,6 +52,8 @@ struct Segment {
     file_len: u64,
     addr: u64,
     mem_len: u64,
+    /// The kernel writes to it, as far as the image says.
+    writable: bool,
 }
 
 impl Segment {
@@ -232,7 +234,8 @@ impl Kernel {
         }
     }
 
-    /// Puts it in guest RAM that nobody wrote to yet: whole pages are mapped from the file, the rest is copied.
+    /// Puts it in guest RAM that nobody wrote to yet: whole pages that the kernel only reads are mapped from the file, the rest is
+    /// copied.
     ///
     /// # Errors
     /// [`KernelError::NoRoom`] when RAM is too small, [`KernelError::Read`] and [`KernelError::Place`] when the host fails.
@@ -319,6 +322,9 @@ fn name_the_format(head: &[u8]) -> KernelError {
 
 /// Maps the pages that the segment fills entirely when file and memory agree in page offset; copies the rest.
 ///
+/// A kernel writes to nearly every page of its writable segments, and a page that is mapped costs a fault to read and another one
+/// to write: those are copied.
+///
 /// What follows `file_len` needs no zeroing: RAM is zero, and other segments write only inside themselves.
 fn load_segment(segment: &Segment, image: &InputFile, ram: &GuestRam) -> Result<(), KernelError> {
     let place = |source| KernelError::Place { source };
@@ -326,7 +332,7 @@ fn load_segment(segment: &Segment, image: &InputFile, ram: &GuestRam) -> Result<
     let first_page = segment.addr.next_multiple_of(PAGE_BYTES);
     let last_page = file_end & !(PAGE_BYTES - 1);
     let congruent = segment.addr % PAGE_BYTES == segment.offset % PAGE_BYTES;
-    if !congruent || first_page >= last_page {
+    if segment.writable || !congruent || first_page >= last_page {
         return copy(image, segment.offset, ram, segment.addr, segment.file_len);
     }
     let offset_of = |addr: u64| segment.offset + (addr - segment.addr);
@@ -339,26 +345,15 @@ fn load_segment(segment: &Segment, image: &InputFile, ram: &GuestRam) -> Result<
 
 fn copy(
     image: &InputFile,
-    mut offset: u64,
+    offset: u64,
     ram: &GuestRam,
-    mut addr: u64,
+    addr: u64,
     len: u64,
 ) -> Result<(), KernelError> {
-    const CHUNK_BYTES: u64 = 256 << 10;
-    let mut chunk = vec![0; usize::try_from(len.min(CHUNK_BYTES)).expect("a chunk is small")];
-    let end = addr + len;
-    while addr < end {
-        let step = (end - addr).min(CHUNK_BYTES);
-        let chunk = &mut chunk[..usize::try_from(step).expect("a chunk is small")];
-        image
-            .file
-            .read_exact_at(chunk, offset)
-            .map_err(|source| KernelError::Read { offset, source })?;
-        ram.write(GuestAddress(addr), chunk).map_err(|source| KernelError::Place { source })?;
-        addr += step;
-        offset += step;
-    }
-    Ok(())
+    ram.read_file(GuestAddress(addr), &image.file, offset, len).map_err(|error| match error {
+        MemoryError::ReadFile { source, .. } => KernelError::Read { offset, source },
+        source => KernelError::Place { source },
+    })
 }
 
 /// Where an image's bytes come from.

@@ -192,17 +192,24 @@ fn disk_options_and_combinations_that_make_no_sense_are_refused() {
                 "  fix: put several directories on one disk",
             ],
         ),
-        (
-            &[],
-            &[
-                "error: no disk was given",
-                "  the guest boots from its first disk or from an initial RAM disk",
-                "  fix: add --disk FILE, or --initrd FILE",
-            ],
-        ),
     ] {
         place.check(&place.spec(disks), expected);
     }
+}
+
+#[test]
+fn only_a_kernel_of_the_users_own_boots_without_a_disk() {
+    let place = Place::new();
+    let bare = place.spec(&[]);
+    open(&bare, &KernelPlaces::default()).unwrap();
+    place.check(
+        &Spec { kernel: None, ..bare },
+        &[
+            "error: no disk was given",
+            "  the guest boots from its first disk or from an initial RAM disk",
+            "  fix: add --disk FILE, or --initrd FILE",
+        ],
+    );
 }
 
 #[test]
@@ -289,7 +296,7 @@ fn numbers_out_of_range_are_refused() {
 }
 
 #[test]
-fn kernel_initrd_console_and_result_files_are_checked() {
+fn kernel_initrd_and_console_files_are_checked() {
     let place = Place::new();
     place.file("empty", 0);
     let spec = || place.spec(&["@/d"]);
@@ -313,20 +320,6 @@ fn kernel_initrd_console_and_result_files_are_checked() {
             "  fix: `cargo xtask kernel` builds and installs one, or --kernel FILE names your own",
         ],
     );
-    place.check(
-        &Spec { result: Some(place.path("no/r")), ..spec() },
-        &[
-            "error: result file @/no/r: its directory does not exist",
-            "  fix: make the directory first",
-        ],
-    );
-    place.check(
-        &Spec { result: Some(PathBuf::from("/dev/null")), ..spec() },
-        &[
-            "error: result file /dev/null is a character device, not a regular file",
-            "  fix: give a regular file",
-        ],
-    );
     let console = Some(ConsoleSpec::File(place.path("d")));
     let refusal = place.refusal(&Spec { console, ..spec() });
     assert!(refusal.starts_with("error: console file @/d is the same file as disk @/d"));
@@ -339,6 +332,42 @@ fn a_refusal_leaves_no_file_behind() {
     let spec = place.spec(&["@/d,overlay=@/new", "@/nope"]);
     assert!(place.refusal(&spec).contains("@/nope"));
     assert!(!place.path("new").exists());
+}
+
+#[test]
+fn a_result_file_is_new_or_an_older_result() {
+    let place = Place::new();
+    place.file("empty", 0);
+    fs::write(place.path("old"), "{\n}\n").unwrap();
+    for name in ["new", "empty", "old"] {
+        let mut file = result(&place.path(name)).unwrap();
+        assert_eq!(fs::metadata(place.path(name)).unwrap().len(), 0, "{name}");
+        file.write_all(b"{}").unwrap();
+    }
+    fs::write(place.path("text"), "notes").unwrap();
+    for (path, message) in [
+        (place.path("d"), "result file @/d exists and holds something other than a result"),
+        (place.path("text"), "result file @/text exists and holds something other than a result"),
+        (place.path(""), "result file @/ is a directory, not a regular file"),
+        (place.path("no/r"), "result file @/no/r: its directory does not exist"),
+        ("/dev/null".into(), "result file /dev/null is a character device, not a regular file"),
+    ] {
+        let len = fs::metadata(&path).map_or(0, |found| found.len());
+        let refusal = result(&path).expect_err("refused").to_string();
+        let shown = refusal.replace(place.0.path().to_str().unwrap(), "@");
+        assert_eq!(shown, message);
+        assert_eq!(fs::metadata(&path).map_or(0, |found| found.len()), len, "it is left alone");
+    }
+}
+
+#[test]
+fn a_result_file_is_nothing_else_of_the_machine() {
+    let place = Place::new();
+    let name = place.path("log");
+    drop(result(&name).unwrap());
+    let console = Some(ConsoleSpec::File(name.clone()));
+    let refusal = place.refusal(&Spec { console, result: Some(name), ..place.spec(&["@/d"]) });
+    assert!(refusal.starts_with("error: console file @/log is the same file as result file @/log"));
 }
 
 #[test]
@@ -380,8 +409,8 @@ fn vsock_paths_are_checked() {
             "  fix: make the directory first",
         ],
     );
-    for cid in [0, 2, u64::from(u32::MAX), u64::MAX] {
-        let expected = format!("error: vsock cid {cid}: a guest has 3 to 4294967294");
+    for cid in [0, 2, 0xffff_fffe, u64::from(u32::MAX), u64::MAX] {
+        let expected = format!("error: vsock cid {cid}: a guest has 3 to 4294967293");
         place.check(
             &with(place.path("v"), Some(cid)),
             &[&expected, "  fix: drop cid: the default is 3"],

@@ -254,7 +254,13 @@ impl VirtioDevice for Block {
     }
 
     fn shutdown(&mut self) -> io::Result<()> {
-        self.stop_workers()
+        let stopped = self.stop_workers();
+        if let Some(file) = self.file.take() {
+            // The kernel takes a ring apart some time after the process has ended, and until then the ring keeps the open file and
+            // its lock: the next machine would find the image in use. A lock that can't be given back goes then.
+            file.unlock().ok();
+        }
+        stopped
     }
 }
 

@@ -408,6 +408,23 @@ fn deep_queues_are_served_whole() {
 }
 
 #[test]
+fn shutdown_gives_the_lock_on_the_image_back() {
+    for engine in ENGINES {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        path.as_file().set_len(1 << 20).unwrap();
+        let open = || File::options().read(true).write(true).open(path.path()).unwrap();
+        let (first, second) = (open(), open());
+        first.lock().unwrap();
+        let mut rig = Rig::new(plan(&first), engine, FLUSH);
+        drop(first);
+        second.try_lock().expect_err("the device keeps it");
+        assert_eq!(rig.request(0, 0, &[(DATA, 512, true)]), (0, 513));
+        rig.device.shutdown().unwrap();
+        second.try_lock().unwrap();
+    }
+}
+
+#[test]
 fn shutdown_ends_what_is_under_way_and_stops_the_threads() {
     for engine in ENGINES {
         let file = image(&pattern(1 << 20));

@@ -10,22 +10,18 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use crate::config::plan::VsockPlan;
 use crate::sys::unix;
-
-/// Room that `_` and the largest port number need after the path.
-const PORT_SUFFIX_BYTES: usize = 11;
-
-/// The longest path for [`HostSocket::bind`], in bytes.
-pub const MAX_HOST_PATH_BYTES: usize = unix::MAX_PATH_BYTES - PORT_SUFFIX_BYTES;
 
 /// Why the host socket could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// No socket address holds the path, or no room for a port is left.
     #[error(
-        "vsock path {} has {} bytes: the limit is {MAX_HOST_PATH_BYTES}, so that _PORT fits behind it",
+        "vsock path {} has {} bytes: the limit is {}, so that _PORT fits behind it",
         path.display(),
-        path.as_os_str().len()
+        path.as_os_str().len(),
+        VsockPlan::MAX_PATH_BYTES
     )]
     PathLength {
         /// As the user wrote it.
@@ -70,7 +66,7 @@ impl HostSocket {
     pub fn bind(path: &Path) -> Result<Self, BindError> {
         let owned = || path.to_path_buf();
         let bytes = path.as_os_str().as_bytes();
-        if bytes.is_empty() || bytes.len() > MAX_HOST_PATH_BYTES {
+        if bytes.is_empty() || bytes.len() > VsockPlan::MAX_PATH_BYTES {
             return Err(BindError::PathLength { path: owned() });
         }
         let listen_error = |source| BindError::Listen { path: owned(), source };
@@ -160,7 +156,7 @@ mod tests {
         fs::write(&file, b"data").unwrap();
         assert!(matches!(HostSocket::bind(&file), Err(BindError::NotSocket { .. })));
         assert_eq!(fs::read(&file).unwrap(), b"data");
-        let long = PathBuf::from("p".repeat(MAX_HOST_PATH_BYTES + 1));
+        let long = PathBuf::from("p".repeat(VsockPlan::MAX_PATH_BYTES + 1));
         let message = HostSocket::bind(&long).unwrap_err().to_string();
         assert!(message.contains("97 bytes: the limit is 96"), "{message}");
         let missing = dir.path().join("no/such/dir");

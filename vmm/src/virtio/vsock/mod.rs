@@ -32,7 +32,7 @@ use crate::jail::{Jail, Role};
 use super::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 use super::{ActivateError, Activation, DeviceKind, VirtioDevice};
 
-pub use listener::{BindError, HostSocket, MAX_HOST_PATH_BYTES};
+pub use listener::{BindError, HostSocket};
 
 /// VIRTIO_VSOCK_F_STREAM.
 const F_STREAM: u64 = 1 << 0;
@@ -42,8 +42,7 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// Why the device could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum VsockError {
-    /// The guest can't have this context id: 0 to 2 and the two largest 32-bit values mean something else, and the rest of the
-    /// field is reserved.
+    /// Not one of [`VsockPlan::GUEST_CIDS`].
     #[error("vsock context id {0} is not one a guest can have")]
     GuestCid(u64),
     /// The host has no descriptors or threads left.
@@ -70,7 +69,7 @@ impl Vsock {
     /// [`VsockError`].
     pub fn new(socket: HostSocket, plan: &VsockPlan, jail: Jail) -> Result<Self, VsockError> {
         let guest_cid = plan.guest_cid;
-        if !(3..u64::from(u32::MAX) - 1).contains(&guest_cid) {
+        if !VsockPlan::GUEST_CIDS.contains(&guest_cid) {
             return Err(VsockError::GuestCid(guest_cid));
         }
         Self::start(socket, guest_cid, jail).map_err(VsockError::Worker)

@@ -1,7 +1,19 @@
 //! Bare-metal guests: a few instructions in an ELF image that any VMM loads.
 
+mod interpreter;
+mod script;
+pub mod virtio;
+
+pub use interpreter::FAILED;
+pub use script::{Mark, Script};
+
 /// Where the code of a guest is loaded and entered, guest-physical.
 pub const LOAD_ADDR: u64 = 0x10_0000;
+
+/// The first serial port.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// Where a guest reports its exit code: the second register of the event device.
+pub const EXIT_PORT: u16 = 0x681;
 
 const HEADER_BYTES: u64 = 64;
 const PROGRAM_HEADER_BYTES: u64 = 56;

@@ -1,0 +1,278 @@
+//! Writes the seeds of the fuzz targets to `corpus/`: inputs that get far on the straight way, so that a fuzzer starts behind the
+//! first checks. Run it after a change of a target's input format.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::Result;
+use std::path::Path;
+
+const MIB: u64 = 1 << 20;
+
+fn main() -> Result<()> {
+    for (target, seeds) in [
+        ("block", block()),
+        ("config", config()),
+        ("console", console()),
+        ("kernel", kernel()),
+        ("overlay", overlay()),
+        ("queue", queue()),
+        ("transport", transport()),
+        ("vsock", vsock()),
+    ] {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+        fs::create_dir_all(&directory)?;
+        for (name, bytes) in seeds {
+            fs::write(directory.join(name), bytes)?;
+        }
+    }
+    Ok(())
+}
+
+type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+/// Disk, features; then steps as the target reads them.
+fn block() -> Seeds {
+    // Honest request: kind, sector, split of the header, number of buffers, their lengths, value.
+    let write = [0, 1, 3, 16, 1, 3, 0x55];
+    let read = [0, 0, 3, 8, 2, 1, 1, 0];
+    let flush_and_id = [0, 2, 0, 0, 0, 0, 0, 3, 0, 16, 1, 3, 0];
+    let ranges = [5, 1, 2, 1, 8, 0, 20, 3, 7, 0, 5, 0, 1, 2, 2, 0, 0];
+    let mut careless = vec![6];
+    careless.extend([0; 16]);
+    careless.extend([2, 2, 0, 0, 1, 0, 9, 0, 0, 16, 1, 9, 1, 0, 1, 1]);
+    let mut hostile = vec![7, 3, 2, 0x77, 0x77, 1, 9, 0, 0];
+    hostile.extend([0xff; 8]);
+    hostile.extend([0, 1, 0, 0, 3, 0, 5, 0, 1, 0, 0, 20]);
+    let all = |disk: u8, features: u8| {
+        [
+            &[disk, features][..],
+            &write,
+            &read,
+            &flush_and_id,
+            &ranges,
+            &careless,
+            &write,
+            &hostile,
+            &[features],
+            &read,
+        ]
+        .concat()
+    };
+    vec![
+        ("read-write", all(0, 3)),
+        ("write-through", all(0, 4)),
+        ("read-only", all(1, 1)),
+        ("overlay", all(2, 2)),
+    ]
+}
+
+fn config() -> Seeds {
+    let toml = r#"tcpus = 2
+memory = "1G"
+kernel = "vmlinux"
+append = "quiet"
+vsock = "/run/v.sock,cid=9"
+console = "file=log"
+timeout = "30s"
+tables = "mptable"
+seccomp = false
+boot_trace = "json"
+
+[[disk]]
+path = "a,b.img"
+overlay = "delta"
+iops = 100
+bw = "10M"
+"#;
+    [
+        ("disk", "dd.img,ro,overlay=o=1,iops=5,bw=2K"),
+        ("vsock", "v/run/v.sock,cid=9"),
+        ("console-file", "cfile=log"),
+        ("console-stdio", "cstdio"),
+        ("toml", toml),
+        ("toml-unknown", "tmemry = 64\n\u{e9} = '\n"),
+        ("size", "s512MiB"),
+        ("time", "s250ms"),
+        ("append", "aquiet init=/bin/sh\u{1f}root=/dev/vdb\u{1f}a\nb"),
+    ]
+    .map(|(name, text)| (name, text.as_bytes().to_vec()))
+    .into()
+}
+
+fn console() -> Seeds {
+    let print =
+        |text: &[u8]| [&[5, u8::try_from(text.len()).expect("a short text")], text].concat();
+    let panic = b"\r\nKernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\r\n";
+    let boot = [
+        // Divisor, 8n1, FIFOs, all interrupts.
+        &[0, 3, 0x83, 0, 0, 1, 0, 1, 0, 0, 3, 3, 0, 2, 7, 0, 1, 0xf][..],
+        &print(b"[    0.1] Run /sbin/init as init process\r\n"),
+        &print(panic),
+        &[3],
+        &print(b"\x1b[1;31mred\x1b[0m \x1b]0;title\x07\ta\x08b\r50%\xff"),
+    ];
+    let input =
+        [&[2, 5][..], b"input", &[1, 5, 7, 7, 1, 2, 0, 2, 6, 7], &[6, 2, 0, 0, 0, 0, 0, 0, 0, 0]];
+    // Loop mode, back, then more than the port holds.
+    let full = [0, 4, 0x10, 0, 0, 0x41, 0, 4, 8].into_iter().chain([4, b'x', 0xff, 3].repeat(70));
+    vec![("boot", boot.concat()), ("input", input.concat()), ("full", full.collect())]
+}
+
+/// One program header: kind, offset, address, length in the file, length in memory.
+type Part = (u32, u64, u64, u64, u64);
+
+fn kernel() -> Seeds {
+    const LOAD: u32 = 1;
+    const NOTE: u32 = 4;
+    let text = (LOAD, 0x1000, MIB, 0x1234, 0x1234);
+    let data = (LOAD, 0x2300, MIB + 0x2300, 0x80, 0x4000);
+    let notes = (NOTE, 0x400, 0, 64, 64);
+    // Entry and RAM, then the initial RAM disk, the command line, devices and tables.
+    let machine = [0x06, 0, 0, 0, 40, 0, 4, 1];
+    let pvh = [0x0f, 0x10, 0, 8, 0, 9, 2, 2];
+    let mut compressed = b"\x1f\x8b\x08".to_vec();
+    compressed.extend([0; 29]);
+    let with = |image: Vec<u8>, machine: [u8; 8]| [&image[..], &machine].concat();
+    vec![
+        ("elf", with(elf(&[text, data, notes]), machine)),
+        ("elf-pvh", with(elf(&[notes, text]), pvh)),
+        ("elf-overlapping", with(elf(&[text, text]), machine)),
+        ("elf-huge", with(elf(&[(LOAD, 0x1000, MIB, 16, 1 << 40)]), machine)),
+        ("bzimage", with(bzimage(), machine)),
+        ("bzimage-acpi", with(bzimage(), [0x0e, 0, 4, 4, 0xff, 7, 18, 2])),
+        ("gzip", compressed),
+    ]
+}
+
+/// A 64-bit kernel whose notes hold a PVH entry and a build salt.
+fn elf(parts: &[Part]) -> Vec<u8> {
+    let mut out = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    for word in [MIB + 0x40, 64, 0] {
+        out.extend(word.to_le_bytes());
+    }
+    out.extend([0; 4]);
+    for half in [64_u16, 56, u16::try_from(parts.len()).expect("few parts"), 64, 0, 0] {
+        out.extend(half.to_le_bytes());
+    }
+    for &(kind, offset, addr, file_len, mem_len) in parts {
+        out.extend(kind.to_le_bytes());
+        out.extend(7_u32.to_le_bytes());
+        for word in [offset, addr, addr, file_len, mem_len, 4] {
+            out.extend(word.to_le_bytes());
+        }
+    }
+    out.resize(0x400, 0);
+    out.extend(b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0\x40\0\x10\0\0\0\0\0");
+    out.extend(b"\x06\0\0\0\x08\0\0\0\0\x01\0\0Linux\0\0\0osh-tiny");
+    out.resize(0x2400, 0xcc);
+    out
+}
+
+/// Protocol 2.15, one setup sector, 64-bit entry.
+fn bzimage() -> Vec<u8> {
+    let mut out = vec![0; 1024];
+    for (offset, bytes) in [
+        (0x1f1, &[1][..]),
+        (0x1f4, &0x80_u32.to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
+        (0x202, b"HdrS"),
+        (0x206, &0x020f_u16.to_le_bytes()),
+        (0x211, &[1]),
+        (0x214, &0x0010_0000_u32.to_le_bytes()),
+        (0x22c, &0x7fff_ffff_u32.to_le_bytes()),
+        (0x230, &0x0020_0000_u32.to_le_bytes()),
+        (0x234, &[1]),
+        (0x236, &0x003f_u16.to_le_bytes()),
+        (0x238, &2047_u32.to_le_bytes()),
+        (0x258, &(2 * MIB).to_le_bytes()),
+        (0x260, &0x0010_0000_u32.to_le_bytes()),
+    ] {
+        out[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+    out.resize(1024 + 0x800, 0xcc);
+    out
+}
+
+/// A delta of the target's disk with bytes changed, and files that are none.
+fn overlay() -> Seeds {
+    vec![
+        ("good", vec![0, 5, 0x5a, 0, 0, 7, 1, 9, 2, 70, 3, 5, 4]),
+        ("map-changed", vec![0, 5, 0x5a, 1, 0, 0x10, 0xff, 0, 1, 2]),
+        ("header-changed", vec![0, 5, 0x5a, 2, 8, 0, 2, 33, 0, 9, 0]),
+        ("cut", vec![0, 5, 0x5a, 0, 0xff]),
+        ("not-a-delta", [&[1][..], b"OSHDELTA", &[1, 0, 0, 0, 0, 16, 0, 0]].concat()),
+    ]
+}
+
+/// Features, size; then add, add indirect, pop, complete, interrupt, doorbell and rule-breaking steps.
+fn queue() -> Seeds {
+    let rounds = |features: u8| {
+        let mut script = vec![features, 4];
+        for at in 0_u8..12 {
+            script.extend([0, 0x5, at, 0, 16, 9, at, 40, 3, 0x9, at, 1, 80, at, 3, 1, 2, 2]);
+            script.extend([5, 12, 6, 10, 8, 0, at, 0, 9, 0, 1, 0, 10, 13, 11, 14, at, 0]);
+        }
+        script
+    };
+    let mut broken = rounds(3);
+    broken.extend([15, 1, 1, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0, 1, 0, 2, 0, 2, 3, 0, 5, 5, 12]);
+    vec![
+        ("plain", rounds(0)),
+        ("indirect", rounds(1)),
+        ("event-index", rounds(2)),
+        ("both", rounds(3)),
+        ("rules-broken", broken),
+    ]
+}
+
+fn transport() -> Seeds {
+    // Features; queues; size and three addresses each.
+    let up = [5, 3, 2, 4, 0, 1, 0, 0x10, 0, 0x20, 0, 3, 8, 0x80, 0, 0x90, 0, 0xa0];
+    let notify = [0, 12, 0, 0, 12, 1, 0, 12, 2];
+    let late = [0, 8, 0, 0, 10, 8, 2, 16, 1, 0, 0, 0, 0, 11, 0, 0, 15, 15];
+    let reads =
+        [3, 2, 15, 3, 2, 0, 3, 0, 29, 3, 3, 30, 3, 2, 28, 6, 0, 6, 1, 0, 14, 3, 6, 2, 3, 2, 15];
+    let odd =
+        [4, 1, 15, 0, 0, 4, 4, 29, 1, 2, 3, 4, 5, 6, 7, 8, 3, 3, 255, 0xff, 0xff, 0, 0, 0, 0, 0, 0];
+    vec![
+        ("brought-up", [&up[..], &notify, &late, &reads].concat()),
+        ("refused", [&[7, 1][..], &up, &reads, &[7, 0], &up, &notify].concat()),
+        ("odd-widths", [&odd[..], &up, &odd].concat()),
+    ]
+}
+
+/// Headers as the guest writes them; the first three bytes also say what the host does.
+fn vsock() -> Seeds {
+    let packet = |mood: u8, op: u16, len: u32, flags: u32| {
+        let mut bytes = vec![mood, 1, 4, 0, 0, 0, 0, 0];
+        bytes.extend(2_u64.to_le_bytes());
+        for word in [1000, 7, len] {
+            bytes.extend(u32::to_le_bytes(word));
+        }
+        bytes.extend(1_u16.to_le_bytes());
+        bytes.extend(op.to_le_bytes());
+        for word in [flags, 1 << 16, 0] {
+            bytes.extend(u32::to_le_bytes(word));
+        }
+        bytes
+    };
+    let talk = |mood: u8| {
+        [
+            packet(mood | 0x30, 1, 0, 0),
+            packet(mood | 0x10, 5, 4096, 0),
+            packet(mood | 0x54, 5, 1 << 16, 0),
+            packet(mood | 0xd0, 6, 0, 0),
+            packet(mood | 0x10, 7, 0, 0),
+            packet(mood | 0x10, 4, 0, 2),
+            packet(mood | 0x10, 3, 0, 0),
+        ]
+        .concat()
+    };
+    vec![
+        ("talk", talk(0)),
+        ("slow-host", talk(2)),
+        ("host-leaves", talk(8)),
+        ("refused", [packet(0x10, 1, 0, 0), packet(0x10, 5, 10, 0)].concat()),
+        ("too-much", [packet(0x32, 1, 0, 0), packet(0x12, 5, u32::MAX, 0)].concat()),
+    ]
+}

@@ -1,0 +1,72 @@
+//! `guest-probe`: what end-to-end tests run inside the guest, one static program.
+//!
+//! It prints one line that begins with `probe:` when it has done its work and says what went wrong otherwise, with exit code 1.
+
+mod disk;
+mod ports;
+mod streams;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(text) => say(&format!("probe: {text}")),
+        Err(error) => {
+            say(&format!("probe: FAILED: {}: {error:#}", words.join(" ")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<String> {
+    match *words {
+        ["write", path, bytes, seed] => disk::write(path, number(bytes)?, number(seed)?),
+        ["verify", path, bytes, seed] => disk::verify(path, number(bytes)?, number(seed)?),
+        ["hammer", path, threads, bytes] => disk::hammer(path, number(threads)?, number(bytes)?),
+        ["pace", path, operations] => disk::pace(path, number(operations)?),
+        ["lines", count] => lines(number(count)?),
+        ["abort"] => std::process::abort(),
+        ["mark-init"] => ports::mark_init(),
+        ["exit-code", code] => ports::exit_code(byte(code)?),
+        ["exit-signal", signal] => ports::exit_signal(byte(signal)?),
+        ["vsock-send", port, streams, bytes] => {
+            streams::send(port_number(port)?, number(streams)?, number(bytes)?)
+        }
+        ["vsock-serve", port, streams] => streams::serve(port_number(port)?, number(streams)?),
+        _ => bail!("no such command"),
+    }
+}
+
+/// Prints `count` numbered lines of 64 bytes.
+fn lines(count: u64) -> Result<String> {
+    let mut out = std::io::stdout().lock();
+    for number in 0..count {
+        writeln!(out, "{number:08} {}", "=".repeat(54))?;
+    }
+    out.flush()?;
+    Ok(format!("printed {count} lines"))
+}
+
+fn say(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.parse().with_context(|| format!("`{text}` is no number"))
+}
+
+fn byte(text: &str) -> Result<u8> {
+    text.parse().with_context(|| format!("`{text}` is no byte"))
+}
+
+fn port_number(text: &str) -> Result<u32> {
+    text.parse().with_context(|| format!("`{text}` is no port"))
+}
