@@ -2,6 +2,7 @@
 
 pub mod bare;
 pub mod machine;
+pub mod memory;
 pub mod pattern;
 mod process;
 pub mod pty;

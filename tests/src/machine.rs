@@ -14,6 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::memory::memory_beside_guest_kib;
 use crate::process;
 
 /// The environment variable that names the directory of fixtures; `cargo xtask test` sets it.
@@ -362,13 +363,10 @@ impl Running {
         targets
     }
 
-    /// Its memory that is in RAM, guest memory included, in KiB; 0 once it has ended.
+    /// Its memory that is in RAM beside the guest's, in KiB; 0 once it has ended.
     #[must_use]
-    pub fn resident_kib(&self) -> u64 {
-        let path = format!("/proc/{}/smaps_rollup", self.pid());
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
-        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    pub fn own_memory_kib(&self) -> u64 {
+        memory_beside_guest_kib(self.pid()).unwrap_or(0)
     }
 
     fn entries(&self, directory: &str) -> impl Iterator<Item = PathBuf> {

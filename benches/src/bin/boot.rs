@@ -18,9 +18,10 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use openshell_benches::call::{self, Word};
 use openshell_benches::guest;
-use openshell_benches::process::{Process, Spent, memory_beside_guest_kib};
+use openshell_benches::process::{Process, Spent};
 use openshell_benches::results::Document;
 use openshell_benches::vmm::{Linux, Serial, System, Tables};
+use openshell_tests::memory::memory_beside_guest_kib;
 use serde_json::Value;
 
 const BENCHMARK: &str = "boot";

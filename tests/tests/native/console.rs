@@ -98,9 +98,9 @@ fn output_that_nobody_reads_costs_bounded_memory_and_holds_no_end_up() {
     let (reader, writer) = std::io::pipe().unwrap();
     let running = guest.run().stdout(writer).spawn();
     std::thread::sleep(Duration::from_millis(1000));
-    let before = running.resident_kib();
+    let before = running.own_memory_kib();
     std::thread::sleep(Duration::from_millis(1000));
-    let grown_kib = running.resident_kib().saturating_sub(before);
+    let grown_kib = running.own_memory_kib().saturating_sub(before);
     assert!(before > 0 && grown_kib < 512, "{before} KiB, then {grown_kib} more");
     let begin = Instant::now();
     running.signal(libc::SIGTERM);

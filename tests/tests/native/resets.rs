@@ -54,12 +54,12 @@ fn holdings(running: &Running) -> (Vec<String>, Vec<String>) {
 /// Waits for the two pauses of a script and compares what the process holds.
 fn compare(guest: &Guest, mut running: Running) {
     running.wait_for("before\n");
-    let (before, memory_before) = (holdings(&running), running.resident_kib());
+    let (before, memory_before) = (holdings(&running), running.own_memory_kib());
     running.type_bytes(b".");
     running.wait_for("after\n");
     let after = holdings(&running);
     assert_eq!(before, after);
-    let grown_kib = running.resident_kib().saturating_sub(memory_before);
+    let grown_kib = running.own_memory_kib().saturating_sub(memory_before);
     assert!(memory_before > 0 && grown_kib < 1024, "{memory_before} KiB, then {grown_kib} more");
     running.type_bytes(b".");
     guest.wait(running).expect_code(0);

@@ -1,0 +1,55 @@
+//! What a VMM's process holds beside its guest's RAM.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// The memory of process `pid` besides its largest mapping, which in a VMM is the guest's RAM: its proportional share, in KiB.
+///
+/// # Errors
+/// When the process is gone or its maps cannot be read.
+pub fn memory_beside_guest_kib(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    besides_largest(&text).with_context(|| format!("{path} has no mapping"))
+}
+
+fn besides_largest(smaps: &str) -> Option<u64> {
+    let field = |line: &str, name: &str| -> Option<u64> {
+        line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let mut mappings: Vec<(u64, u64)> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(size) = field(line, "Size:") {
+            mappings.push((size, 0));
+        } else if let (Some(pss), Some(last)) = (field(line, "Pss:"), mappings.last_mut()) {
+            last.1 = pss;
+        }
+    }
+    let (_, guest) = mappings.iter().max_by_key(|(size, _)| *size)?;
+    Some(mappings.iter().map(|(_, pss)| pss).sum::<u64>() - guest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_mapping_is_left_out() {
+        let smaps = "\
+55-56 r-xp 0 00:00 1 /bin/vmm
+Size:               2048 kB
+Rss:                 900 kB
+Pss:                 500 kB
+Pss_Dirty:            10 kB
+7f-80 rw-p 0 00:00 0
+Size:             131072 kB
+Pss:                4096 kB
+80-81 rw-p 0 00:00 0
+Size:                  8 kB
+Pss:                   8 kB
+";
+        assert_eq!(besides_largest(smaps), Some(508));
+        assert_eq!(besides_largest(""), None);
+    }
+}
