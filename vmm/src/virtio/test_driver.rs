@@ -145,20 +145,26 @@ impl TestDriver {
     /// Takes what the device put on the used ring since the last call: (head, bytes written). Frees the chains' descriptors and
     /// asks for an interrupt at the next completion.
     pub fn used(&mut self) -> Vec<(u32, u32)> {
-        let idx = self.used.load_u16(2);
         let mut taken = Vec::new();
-        while self.last_used != idx {
-            let slot = usize::from(self.last_used % self.config.size);
-            let element = self.used.read::<8>(4 + 8 * slot);
-            let (id, len) = element.split_at(4);
-            let word = |half: &[u8]| u32::from_le_bytes(half.try_into().expect("four bytes"));
-            taken.push((word(id), word(len)));
-            let chain = usize::try_from(word(id)).ok().and_then(|i| self.in_flight.get_mut(i));
-            self.free.append(chain.unwrap_or(&mut Vec::new()));
-            self.last_used = self.last_used.wrapping_add(1);
-        }
-        if self.event_idx {
-            self.set_used_event(self.last_used);
+        loop {
+            let idx = self.used.load_u16(2);
+            while self.last_used != idx {
+                let slot = usize::from(self.last_used % self.config.size);
+                let element = self.used.read::<8>(4 + 8 * slot);
+                let (id, len) = element.split_at(4);
+                let word = |half: &[u8]| u32::from_le_bytes(half.try_into().expect("four bytes"));
+                taken.push((word(id), word(len)));
+                let chain = usize::try_from(word(id)).ok().and_then(|i| self.in_flight.get_mut(i));
+                self.free.append(chain.unwrap_or(&mut Vec::new()));
+                self.last_used = self.last_used.wrapping_add(1);
+            }
+            if self.event_idx {
+                self.set_used_event(self.last_used);
+            }
+            // What was used before the wish for an interrupt was seen brings none: look again.
+            if self.used.load_u16(2) == self.last_used {
+                break;
+            }
         }
         taken
     }
