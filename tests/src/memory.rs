@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-/// The memory of process `pid` besides its largest mapping, which in a VMM is the guest's RAM: its proportional share, in KiB.
+/// The memory of process `pid` besides its largest writable mapping, which in a VMM is the guest's RAM: its proportional share, in KiB.
 ///
 /// # Errors
 /// When the process is gone or its maps cannot be read.
@@ -19,11 +19,15 @@ fn besides_largest(smaps: &str) -> Option<u64> {
         line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
     };
     let mut mappings: Vec<(u64, u64)> = Vec::new();
+    let mut writable = false;
     for line in smaps.lines() {
         if let Some(size) = field(line, "Size:") {
-            mappings.push((size, 0));
+            // An allocator reserves more than a small guest has, but not to be written.
+            mappings.push((if writable { size } else { 0 }, 0));
         } else if let (Some(pss), Some(last)) = (field(line, "Pss:"), mappings.last_mut()) {
             last.1 = pss;
+        } else if let Some(rights) = line.split(' ').nth(1).filter(|rights| rights.len() == 4) {
+            writable = rights.starts_with("rw");
         }
     }
     let (_, guest) = mappings.iter().max_by_key(|(size, _)| *size)?;
@@ -48,6 +52,9 @@ Pss:                4096 kB
 80-81 rw-p 0 00:00 0
 Size:                  8 kB
 Pss:                   8 kB
+81-99 ---p 0 00:00 0
+Size:             999999 kB
+Pss:                   0 kB
 ";
         assert_eq!(besides_largest(smaps), Some(508));
         assert_eq!(besides_largest(""), None);
