@@ -16,7 +16,6 @@ pub const QEMU_EXIT_CODE: i32 = 1;
 pub const QEMU_EXIT_PORT: u16 = 0x501;
 
 const EVENT_MARK_PORT: u16 = 0x680;
-const EVENT_EXIT_PORT: u16 = 0x681;
 const KEYBOARD_PORT: u16 = 0x64;
 const KEYBOARD_RESET: u8 = 0xfe;
 const CLOUD_HYPERVISOR_POWER_PORT: u16 = 0x600;
@@ -33,7 +32,7 @@ const JMP_BACK_3: [u8; 2] = [0xeb, 0xfd];
 pub fn ends_at_once() -> Vec<u8> {
     let mut code = Vec::new();
     for (port, value) in [
-        (EVENT_EXIT_PORT, 0),
+        (bare::EXIT_PORT, 0),
         (QEMU_EXIT_PORT, 0),
         (KEYBOARD_PORT, KEYBOARD_RESET),
         (CLOUD_HYPERVISOR_POWER_PORT, CLOUD_HYPERVISOR_POWER_OFF),

@@ -282,25 +282,11 @@ impl Running {
     /// When the process ends, or the deadline passes, without that.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
-        self.wait_in("standard output", text.as_bytes(), |seen| &seen.stdout);
-    }
-
-    /// Waits until standard error holds `text`.
-    ///
-    /// # Panics
-    /// As [`Self::wait_for`].
-    #[track_caller]
-    pub fn wait_for_error(&self, text: &str) {
-        self.wait_in("standard error", text.as_bytes(), |seen| &seen.stderr);
-    }
-
-    #[track_caller]
-    fn wait_in(&self, stream: &str, text: &[u8], of: fn(&Seen) -> &Vec<u8>) {
-        let holds = |seen: &Seen| of(seen).windows(text.len()).any(|window| window == text);
+        let wanted = text.as_bytes();
+        let holds = |seen: &Seen| seen.stdout.windows(wanted.len()).any(|window| window == wanted);
         self.shared.wait_until(self.ends, |seen| holds(seen) || seen.streams == 0);
         let found = holds(&self.shared.lock());
-        let text = String::from_utf8_lossy(text);
-        assert!(found, "no {text:?} on {stream}\n{}", self.said());
+        assert!(found, "no {text:?} on standard output\n{}", self.said());
     }
 
     /// Writes to its standard input, which is [`Input::Typed`].
