@@ -1,0 +1,20 @@
+//! A user-mode network stack: it translates between the Ethernet frames of one guest and the sockets of its host.
+//!
+//! TCP is translated, not terminated twice: one host socket per guest connection, windows mirrored, no payload of the guest copied
+//! on its way to `sendmsg`. The stack is pure: it reads no clock, opens no socket and has no thread. Time arrives as an argument,
+//! frames leave through a [`Link`], and what a socket does is behind [`Sockets`]. The caller is the event loop that owns both.
+//!
+//! Invariant: whatever bytes arrive from the guest, from a peer or from a resolver, the stack does not panic, and what it keeps is
+//! bounded by its configuration.
+
+#![forbid(unsafe_code)]
+
+pub mod flow;
+pub mod link;
+pub mod sockets;
+pub mod time;
+
+pub use flow::FlowId;
+pub use link::{Frame, Link, LinkFull, Offload, Offloads, Payload};
+pub use sockets::Sockets;
+pub use time::Instant;
