@@ -4,6 +4,7 @@ pub mod clock;
 pub mod console_io;
 pub mod kick;
 pub mod open_file;
+pub mod panics;
 pub mod random;
 pub mod signal;
 pub mod tty;
