@@ -5,6 +5,8 @@
 mod doctor;
 mod failure;
 mod kernel;
+#[expect(dead_code, reason = "the verbs that flatten it come next")]
+mod net_args;
 mod pages;
 mod run;
 mod version;

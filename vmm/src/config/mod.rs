@@ -6,6 +6,7 @@
 pub mod failure;
 pub mod kernel;
 pub mod lock;
+pub mod net;
 pub mod open;
 pub mod plan;
 pub mod spec;
