@@ -6,6 +6,7 @@ pub mod inet;
 pub mod kick;
 pub mod limit;
 pub mod open_file;
+pub mod panics;
 pub mod random;
 pub mod signal;
 pub mod tty;
