@@ -18,6 +18,12 @@ const ICMP_FILTER: c_int = 1;
 const ICMP6_FILTER: c_int = 1;
 const ICMP_ECHO_REPLY: u32 = 0;
 const ICMP6_ECHO_REPLY: usize = 129;
+/// linux/sockios.h.
+const SIOCOUTQNSD: libc::Ioctl = 0x894b;
+/// linux/sock_diag.h: what `SO_MEMINFO` tells, and which of it is used.
+const MEMORY_VALUES: usize = 9;
+const MEMORY_LIMIT: usize = 3;
+const MEMORY_QUEUED: usize = 5;
 /// Room for the control messages of one datagram: its destination, the size of its segments, or an error with the sender of it.
 const CONTROL_WORDS: usize = 16;
 
@@ -230,15 +236,54 @@ pub fn echo_replies_only(socket: BorrowedFd<'_>, family: IpAddr) -> io::Result<(
     }
 }
 
-/// Bytes that a stream socket was given and its peer has not confirmed.
+/// Memory of a socket's sending side in bytes, as the kernel counts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendMemory {
+    /// What the kernel gives it now; it grows with the connection.
+    pub limit: u32,
+    /// What is in it: bytes that wait and bytes that are not confirmed, each with its overhead.
+    pub queued: u32,
+}
+
+/// Reads the memory of the sending side.
 ///
 /// # Errors
 /// What the host said.
-pub fn unconfirmed(socket: BorrowedFd<'_>) -> io::Result<usize> {
+pub fn send_memory(socket: BorrowedFd<'_>) -> io::Result<SendMemory> {
+    let mut values = [0_u32; MEMORY_VALUES];
+    let mut len = socklen(size_of_val(&values));
+    let fd = socket.as_raw_fd();
+    // SAFETY: `values` has `len` bytes, for which every content is valid, and both outlive the call.
+    done(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            values.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(SendMemory { limit: values[MEMORY_LIMIT], queued: values[MEMORY_QUEUED] })
+}
+
+/// Bytes that a stream socket was given and has not sent for the first time.
+///
+/// # Errors
+/// What the host said.
+pub fn unsent(socket: BorrowedFd<'_>) -> io::Result<u32> {
     let mut count: c_int = 0;
-    // SAFETY: SIOCOUTQ, which is TIOCOUTQ, writes one int.
-    done(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) })?;
-    Ok(usize::try_from(count).unwrap_or(0))
+    // SAFETY: SIOCOUTQNSD writes one int.
+    done(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCOUTQNSD, &raw mut count) })?;
+    Ok(u32::try_from(count).unwrap_or(0))
+}
+
+/// Whether a stream socket is writable. One that is not tells everybody who waits for it when it is again, which a socket that
+/// nobody asked does not.
+#[must_use]
+pub fn ask_writable(socket: BorrowedFd<'_>) -> bool {
+    let mut asked = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `asked` is one entry, which the kernel reads and writes during the call; it does not wait.
+    unsafe { libc::poll(&raw mut asked, 1, 0) != 0 }
 }
 
 /// Sends `bytes`; how many of them the socket took.
@@ -569,11 +614,11 @@ mod tests {
             match form {
                 // SAFETY: the storage is larger than any address and aligned for all of them.
                 Address::Four(four) => unsafe {
-                    (&raw mut storage).cast::<libc::sockaddr_in>().write(four)
+                    (&raw mut storage).cast::<libc::sockaddr_in>().write(four);
                 },
                 // SAFETY: as above.
                 Address::Six(six) => unsafe {
-                    (&raw mut storage).cast::<libc::sockaddr_in6>().write(six)
+                    (&raw mut storage).cast::<libc::sockaddr_in6>().write(six);
                 },
             }
             assert_eq!(address_of(&storage), Some(address));
