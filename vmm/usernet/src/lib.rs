@@ -11,8 +11,11 @@
 
 pub mod flow;
 pub mod link;
+pub mod siphash;
 pub mod sockets;
+pub mod table;
 pub mod time;
+pub mod timers;
 
 pub use flow::FlowId;
 pub use link::{Frame, Link, LinkFull, Offload, Offloads, Payload};
