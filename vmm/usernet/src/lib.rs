@@ -13,6 +13,7 @@ pub mod flow;
 pub mod link;
 pub mod sockets;
 pub mod time;
+pub mod wire;
 
 pub use flow::FlowId;
 pub use link::{Frame, Link, LinkFull, Offload, Offloads, Payload};
