@@ -9,6 +9,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arp;
+pub mod dhcp;
 pub mod flow;
 pub mod link;
 pub mod sockets;
