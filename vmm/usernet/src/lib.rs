@@ -12,6 +12,7 @@
 pub mod arp;
 pub mod dhcp;
 pub mod flow;
+pub mod fragments;
 pub mod link;
 pub mod sockets;
 pub mod time;
