@@ -9,8 +9,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dns;
 pub mod flow;
+pub mod limits;
 pub mod link;
+pub mod policy;
 pub mod sockets;
 pub mod time;
 
