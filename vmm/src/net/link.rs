@@ -55,6 +55,11 @@ pub trait PacketLink: Link<Payload: Iovecs> {
     /// The turn is over: what was put off is done now. True when there are more frames to take at once.
     fn end_turn(&mut self) -> bool;
 
+    /// Whether there is no way to the guest any more; asked at the end of a turn.
+    fn has_ended(&self) -> bool {
+        false
+    }
+
     /// No payload of the link is held any more, after a [`LinkEvent::Reset`].
     fn finish_reset(&mut self) {}
 }

@@ -4,8 +4,13 @@
 //! is a virtio queue pair ([`crate::virtio::net`]), a tap ([`tap`]) or a Unix stream ([`stream`]).
 //! Invariant: the thread never waits anywhere but in its epoll, and opens no file by a name that came from a guest or a peer.
 
+mod buffer;
 mod link;
 mod sockets;
+pub mod stream;
+pub mod tap;
+pub mod vnet_header;
 
+pub use buffer::FrameBytes;
 pub use link::{Iovecs, LinkEvent, PacketLink, Source};
 pub use sockets::{HostSockets, SocketCounters};

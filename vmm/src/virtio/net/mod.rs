@@ -3,7 +3,6 @@
 mod control;
 mod counters;
 pub mod features;
-mod header;
 mod link;
 mod receive;
 mod transmit;
