@@ -27,6 +27,8 @@ pub enum Role {
     Block,
     /// The vsock device and its host sockets.
     Vsock,
+    /// The user-mode network stack: the queues of the network card and all sockets of flows.
+    Net,
 }
 
 /// Whether threads are confined; copied to whoever starts threads.
