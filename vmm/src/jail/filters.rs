@@ -68,6 +68,7 @@ pub(super) const fn tables(role: Role) -> [&'static [Entry]; 3] {
         Role::Vcpu => VCPU,
         Role::Block => BLOCK,
         Role::Vsock => VSOCK,
+        Role::Net => NET,
     };
     [own, EVERY, if cfg!(debug_assertions) { DEBUG } else { &[] }]
 }
@@ -80,6 +81,7 @@ pub(super) const fn budget(role: Role) -> usize {
         Role::Vcpu => 20,
         Role::Block => 25,
         Role::Vsock => 30,
+        Role::Net => 40,
     }
 }
 
@@ -198,6 +200,13 @@ const VSOCK: &[Entry] = &[
     when(SYS_ioctl, &[&[Is(1, request(libc::FIONBIO))]]), // set_nonblocking
     always(SYS_sched_yield),                              // mpsc, when a command is half sent
     always(SYS_getrandom),                                // the seed of a thread's first HashMap
+];
+
+const NET: &[Entry] = &[
+    always(SYS_epoll_wait), // the thread's loop
+    always(SYS_epoll_ctl),
+    always(SYS_sched_yield), // mpsc, when a command is half sent
+    always(SYS_getrandom),   // keys of the flow tables
 ];
 
 /// The type of a socket without its flags.

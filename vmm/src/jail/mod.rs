@@ -27,6 +27,8 @@ pub enum Role {
     Block,
     /// The vsock device and its host sockets.
     Vsock,
+    /// The network stack and its sockets.
+    Net,
 }
 
 /// Whether threads are confined; copied to whoever starts threads.
