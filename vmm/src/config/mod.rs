@@ -9,6 +9,7 @@ pub mod lock;
 pub mod net;
 pub mod open;
 pub mod plan;
+pub mod publish;
 pub mod spec;
 pub mod toml_file;
 pub mod units;

@@ -9,12 +9,28 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arp;
+pub mod config;
+pub mod counters;
+pub mod dhcp;
+pub mod dns;
 pub mod flow;
+pub mod fragments;
+pub mod limits;
 pub mod link;
+pub mod policy;
+pub mod siphash;
 pub mod sockets;
+pub mod stack;
+pub mod table;
 pub mod time;
+pub mod timers;
+pub mod wire;
 
+pub use config::Config;
+pub use counters::Counters;
 pub use flow::FlowId;
 pub use link::{Frame, Link, LinkFull, Offload, Offloads, Payload};
 pub use sockets::Sockets;
+pub use stack::{Io, Stack};
 pub use time::Instant;

@@ -1,6 +1,6 @@
 //! What passed the device, and what it dropped.
 
-use super::header::Malformed;
+use crate::net::vnet_header::Malformed;
 
 /// Totals since the device was made; they stay at their largest value rather than start again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -94,6 +94,17 @@ pub(super) fn offloads(bits: u64) -> Offloads {
     }
 }
 
+/// What the device takes from a driver that accepted `features`.
+#[must_use]
+pub(super) fn taken(features: u64) -> Offloads {
+    Offloads {
+        checksum: features & CSUM != 0,
+        tcp4: features & HOST_TSO4 != 0,
+        tcp6: features & HOST_TSO6 != 0,
+        udp: features & HOST_USO != 0,
+    }
+}
+
 /// VIRTIO_NET_S_LINK_UP.
 const LINK_UP: u16 = 1;
 const CONFIG_BYTES: usize = 12;

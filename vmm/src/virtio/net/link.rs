@@ -14,9 +14,9 @@ use crate::virtio::{ActivateError, Activation, Interrupt, QueueError};
 use super::control::Control;
 use super::counters::Counters;
 use super::features::{self, CTRL_GUEST_OFFLOADS, CTRL_VQ, GUEST_OFFLOADS, MRG_RXBUF};
-use super::header;
 use super::receive::{Receive, Refused};
 use super::transmit::{GuestBytes, Transmit};
+use crate::net::vnet_header as header;
 
 /// Queue indices without VIRTIO_NET_F_MQ.
 const RECEIVE: u16 = 0;

@@ -7,7 +7,6 @@ mod control;
 mod counters;
 mod drain;
 pub mod features;
-mod header;
 mod link;
 mod port;
 mod receive;

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use crate::memory::GuestRam;
 use crate::virtio::{Chain, Completion, Queue, QueueError};
 
-use super::header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
+use crate::net::vnet_header::{HEADER_BYTES, NUM_BUFFERS_OFFSET};
 
 /// Why a frame was not written.
 #[derive(Debug)]

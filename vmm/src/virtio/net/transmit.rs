@@ -9,10 +9,11 @@ use openshell_usernet::link::HEAD_LEN;
 use openshell_usernet::{Frame, Payload};
 
 use crate::memory::{GuestAddress, GuestRam, IoBuf};
+use crate::net::vnet_header::{self as header, HEADER_BYTES, Malformed};
 use crate::virtio::{Chain, Completion, Queue, QueueError};
 
 use super::counters::Counters;
-use super::header::{self, HEADER_BYTES, Malformed};
+use super::features;
 
 /// Where chains go that nobody needs any more, until they are put on the used ring.
 #[derive(Debug)]
@@ -151,7 +152,7 @@ impl Transmit {
             let payload = GuestBytes { returns, chain, start: HEADER_BYTES as u64, len };
             let judged = start.and_then(|(bytes, head_len)| {
                 let head = head.get(..head_len).unwrap_or_default();
-                Ok((header::parse(&bytes, head, len, features, mtu)?, head_len))
+                Ok((header::parse(&bytes, head, len, features::taken(features), mtu)?, head_len))
             });
             match judged {
                 Ok((offload, head_len)) => {

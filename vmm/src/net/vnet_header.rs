@@ -6,18 +6,16 @@
 use openshell_usernet::link::{PartialChecksum, Segmentation};
 use openshell_usernet::{Offload, Offloads};
 
-use super::features::{CSUM, HOST_TSO4, HOST_TSO6, HOST_USO};
-
 /// With num_buffers, as always in a device of version 1.
-pub(super) const HEADER_BYTES: usize = 12;
+pub const HEADER_BYTES: usize = 12;
 /// Where num_buffers lies.
-pub(super) const NUM_BUFFERS_OFFSET: usize = 10;
+pub const NUM_BUFFERS_OFFSET: usize = 10;
 
 /// Destination, source, type.
-pub(super) const ETHERNET_BYTES: usize = 14;
+pub const ETHERNET_BYTES: usize = 14;
 const VLAN_TAG_BYTES: usize = 4;
 /// The longest frame: an IP packet of 65535 bytes behind an Ethernet header with a tag.
-pub(super) const MAX_FRAME_BYTES: usize = ETHERNET_BYTES + VLAN_TAG_BYTES + 65535;
+pub const MAX_FRAME_BYTES: usize = ETHERNET_BYTES + VLAN_TAG_BYTES + 65535;
 
 const NEEDS_CSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
@@ -32,7 +30,7 @@ const UDP_CHECKSUM_OFFSET: u16 = 6;
 
 /// Why a packet of the driver is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub enum Malformed {
     /// Shorter than a header and an Ethernet header.
     #[error("the packet is too short")]
     TooShort,
@@ -57,16 +55,16 @@ fn field(bytes: &[u8; HEADER_BYTES], offset: usize) -> u16 {
     }
 }
 
-/// What the header `bytes` say of a frame of `frame_len` bytes that starts with `head`, to a device that negotiated `features` and an
-/// MTU of `mtu`.
+/// What the header `bytes` say of a frame of `frame_len` bytes that starts with `head`, to one who takes `taken` from the sender, at an MTU of
+/// `mtu` bytes.
 ///
 /// # Errors
 /// [`Malformed`]: the packet is to be dropped.
-pub(super) fn parse(
+pub fn parse(
     bytes: &[u8; HEADER_BYTES],
     head: &[u8],
     frame_len: usize,
-    features: u64,
+    taken: Offloads,
     mtu: u16,
 ) -> Result<Offload, Malformed> {
     if head.len() < ETHERNET_BYTES {
@@ -81,11 +79,11 @@ pub(super) fn parse(
     }
     let checksum = match flags & NEEDS_CSUM {
         0 => None,
-        _ => Some(partial_checksum(bytes, head, features)?),
+        _ => Some(partial_checksum(bytes, head, taken)?),
     };
     let segmentation = match gso_type {
         GSO_NONE => None,
-        _ => Some(segmentation(gso_type, field(bytes, 4), checksum, features)?),
+        _ => Some(segmentation(gso_type, field(bytes, 4), checksum, taken)?),
     };
     let uncut = usize::from(mtu) + ETHERNET_BYTES + VLAN_TAG_BYTES;
     if segmentation.is_none() && frame_len > uncut {
@@ -97,11 +95,11 @@ pub(super) fn parse(
 fn partial_checksum(
     bytes: &[u8; HEADER_BYTES],
     head: &[u8],
-    features: u64,
+    taken: Offloads,
 ) -> Result<PartialChecksum, Malformed> {
     let (start, offset) = (field(bytes, 6), field(bytes, 8));
     let end = usize::from(start) + usize::from(offset) + 2;
-    if features & CSUM == 0 || usize::from(start) < ETHERNET_BYTES || end > head.len() {
+    if !taken.checksum || usize::from(start) < ETHERNET_BYTES || end > head.len() {
         return Err(Malformed::Checksum);
     }
     Ok(PartialChecksum { start, offset })
@@ -111,17 +109,17 @@ fn segmentation(
     gso_type: u8,
     size: u16,
     checksum: Option<PartialChecksum>,
-    features: u64,
+    taken: Offloads,
 ) -> Result<Segmentation, Malformed> {
-    let (segmentation, feature, checksum_offset) = match gso_type {
-        GSO_TCPV4 => (Segmentation::Tcp4(size), HOST_TSO4, TCP_CHECKSUM_OFFSET),
-        GSO_TCPV6 => (Segmentation::Tcp6(size), HOST_TSO6, TCP_CHECKSUM_OFFSET),
-        GSO_UDP_L4 => (Segmentation::Udp(size), HOST_USO, UDP_CHECKSUM_OFFSET),
+    let (segmentation, is_taken, checksum_offset) = match gso_type {
+        GSO_TCPV4 => (Segmentation::Tcp4(size), taken.tcp4, TCP_CHECKSUM_OFFSET),
+        GSO_TCPV6 => (Segmentation::Tcp6(size), taken.tcp6, TCP_CHECKSUM_OFFSET),
+        GSO_UDP_L4 => (Segmentation::Udp(size), taken.udp, UDP_CHECKSUM_OFFSET),
         _ => return Err(Malformed::Segmentation),
     };
     // Every packet that is cut needs a checksum of its own.
     let offset = checksum.map(|checksum| checksum.offset);
-    if size == 0 || features & feature == 0 || offset != Some(checksum_offset) {
+    if size == 0 || !is_taken || offset != Some(checksum_offset) {
         return Err(Malformed::Segmentation);
     }
     Ok(segmentation)
@@ -129,11 +127,7 @@ fn segmentation(
 
 /// The header of a frame for the driver, which takes `offloads`; `head_len` bytes of it are protocol headers. `None` when the frame asks
 /// for what the driver does not take. `num_buffers` is left at 0.
-pub(super) fn build(
-    offload: Offload,
-    head_len: usize,
-    offloads: Offloads,
-) -> Option<[u8; HEADER_BYTES]> {
+pub fn build(offload: Offload, head_len: usize, offloads: Offloads) -> Option<[u8; HEADER_BYTES]> {
     let mut flags = 0;
     let (mut start, mut offset) = (0, 0);
     if let Some(checksum) = offload.checksum {
@@ -166,10 +160,9 @@ pub(super) fn build(
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::features::ALL;
     use super::*;
 
-    const OFFLOADS: Offloads = Offloads { checksum: true, tcp4: true, tcp6: true, udp: true };
+    const ALL: Offloads = Offloads { checksum: true, tcp4: true, tcp6: true, udp: true };
 
     fn header(flags: u8, gso_type: u8, fields: [u16; 4]) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
@@ -185,17 +178,17 @@ mod tests {
     fn of(
         bytes: [u8; HEADER_BYTES],
         frame_len: usize,
-        features: u64,
+        taken: Offloads,
     ) -> Result<Offload, Malformed> {
         let head = vec![0; frame_len.min(256)];
-        parse(&bytes, &head, frame_len, features, 1500)
+        parse(&bytes, &head, frame_len, taken, 1500)
     }
 
     #[test]
     fn fields_that_fit_are_taken() {
         let plain = header(0, GSO_NONE, [0; 4]);
         for len in [14, 60, 1514, 1518] {
-            assert_eq!(of(plain, len, 0), Ok(Offload::default()), "{len}");
+            assert_eq!(of(plain, len, Offloads::default()), Ok(Offload::default()), "{len}");
         }
         let checksum = Some(PartialChecksum { start: 34, offset: 16 });
         let partial = header(NEEDS_CSUM, GSO_NONE, [54, 0, 34, 16]);
@@ -212,20 +205,20 @@ mod tests {
     fn fields_that_do_not_fit_are_refused() {
         use Malformed::{Checksum, HeaderLength, Segmentation, TooLong, TooShort};
         let tcp = [54, 1460, 34, 16];
-        for (bytes, len, features, want) in [
+        for (bytes, len, taken, want) in [
             (header(0, 0, [0; 4]), 13, ALL, TooShort),
             (header(0, 0, [0; 4]), 0, ALL, TooShort),
             (header(0, 0, [0; 4]), 1519, ALL, TooLong),
             (header(1, 1, tcp), MAX_FRAME_BYTES + 1, ALL, TooLong),
             (header(0, 0, [61, 0, 0, 0]), 60, ALL, HeaderLength),
-            (header(1, 0, [0, 0, 34, 16]), 60, ALL & !CSUM, Checksum),
+            (header(1, 0, [0, 0, 34, 16]), 60, Offloads { checksum: false, ..ALL }, Checksum),
             (header(1, 0, [0, 0, 13, 16]), 60, ALL, Checksum),
             (header(1, 0, [0, 0, 34, 25]), 60, ALL, Checksum),
             (header(1, 0, [0, 0, u16::MAX, u16::MAX]), 1514, ALL, Checksum),
             (header(1, 0, [0, 0, 250, 16]), 1514, ALL, Checksum),
-            (header(1, 1, tcp), 60, ALL & !HOST_TSO4, Segmentation),
-            (header(1, 4, tcp), 60, ALL & !HOST_TSO6, Segmentation),
-            (header(1, 5, [42, 1400, 34, 6]), 60, ALL & !HOST_USO, Segmentation),
+            (header(1, 1, tcp), 60, Offloads { tcp4: false, ..ALL }, Segmentation),
+            (header(1, 4, tcp), 60, Offloads { tcp6: false, ..ALL }, Segmentation),
+            (header(1, 5, [42, 1400, 34, 6]), 60, Offloads { udp: false, ..ALL }, Segmentation),
             (header(0, 1, tcp), 60, ALL, Segmentation),
             (header(1, 1, [54, 0, 34, 16]), 60, ALL, Segmentation),
             (header(1, 1, [54, 1460, 34, 6]), 60, ALL, Segmentation),
@@ -234,7 +227,7 @@ mod tests {
             (header(1, 0x81, tcp), 60, ALL, Segmentation),
             (header(1, 0x80, tcp), 60, ALL, Segmentation),
         ] {
-            assert_eq!(of(bytes, len, features), Err(want), "{bytes:?} {len}");
+            assert_eq!(of(bytes, len, taken), Err(want), "{bytes:?} {len}");
         }
     }
 
@@ -247,25 +240,26 @@ mod tests {
             checksum_valid: false,
         };
         let want = header(NEEDS_CSUM, GSO_TCPV4, [54, 1460, 34, 16]);
-        assert_eq!(build(large, 54, OFFLOADS), Some(want));
-        assert_eq!(build(large, 54, Offloads { tcp4: false, ..OFFLOADS }), None);
+        assert_eq!(build(large, 54, ALL), Some(want));
+        assert_eq!(build(large, 54, Offloads { tcp4: false, ..ALL }), None);
         assert_eq!(build(large, 54, Offloads::default()), None);
-        assert_eq!(build(Offload { checksum: None, ..large }, 54, OFFLOADS), None);
+        assert_eq!(build(Offload { checksum: None, ..large }, 54, ALL), None);
         let valid = Offload { checksum_valid: true, ..Offload::default() };
-        assert_eq!(build(valid, 54, OFFLOADS), Some(header(DATA_VALID, 0, [0; 4])));
+        assert_eq!(build(valid, 54, ALL), Some(header(DATA_VALID, 0, [0; 4])));
         assert_eq!(build(valid, 54, Offloads::default()), Some([0; HEADER_BYTES]));
-        assert_eq!(build(Offload::default(), 70_000, OFFLOADS), Some([0; HEADER_BYTES]));
-        assert_eq!(build(large, 70_000, OFFLOADS), None);
+        assert_eq!(build(Offload::default(), 70_000, ALL), Some([0; HEADER_BYTES]));
+        assert_eq!(build(large, 70_000, ALL), None);
     }
 
     proptest! {
         #[test]
-        fn what_passes_lies_inside(bytes: [u8; HEADER_BYTES], len in 0..70_000_usize, features: u64) {
+        fn what_passes_lies_inside(bytes: [u8; HEADER_BYTES], len in 0..70_000_usize, checksum: bool, udp: bool) {
             let head = vec![0; len.min(256)];
-            if let Ok(offload) = parse(&bytes, &head, len, features, 1500) {
+            let taken = Offloads { checksum, udp, ..ALL };
+            if let Ok(offload) = parse(&bytes, &head, len, taken, 1500) {
                 if let Some(PartialChecksum { start, offset }) = offload.checksum {
                     prop_assert!(usize::from(start) + usize::from(offset) + 2 <= head.len());
-                    prop_assert!(features & CSUM != 0);
+                    prop_assert!(taken.checksum);
                 }
                 if offload.segmentation.is_some() {
                     prop_assert!(offload.checksum.is_some());
@@ -287,7 +281,7 @@ mod tests {
             };
             let checksum = Some(PartialChecksum { start, offset });
             let offload = Offload { checksum, segmentation, checksum_valid: false };
-            let bytes = build(offload, 54, OFFLOADS).unwrap();
+            let bytes = build(offload, 54, ALL).unwrap();
             prop_assert_eq!(of(bytes, 1000, ALL), Ok(offload));
         }
     }
