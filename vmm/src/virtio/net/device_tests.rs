@@ -12,6 +12,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::features::ALL;
 use super::*;
 use crate::memory::{GuestAddress, GuestRam};
+use crate::net::{LinkEvent, PacketLink, Source};
 use crate::virtio::test_driver::TestDriver;
 use crate::virtio::{Interrupt, Queue};
 
@@ -22,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Sends every frame back, but keeps those that begin with 1 and panics at those that begin with 2.
 fn echo(port: &mut Port, released: &SyncSender<usize>) {
     let epoll = Epoll::new().unwrap();
-    for (number, fd) in port.sources() {
+    for Source { number, fd } in port.sources() {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, u64::from(number));
         epoll.ctl(ControlOperation::Add, fd, event).unwrap();
     }
@@ -40,14 +41,14 @@ fn echo(port: &mut Port, released: &SyncSender<usize>) {
         let timeout = if port.end_turn() { 0 } else { -1 };
         let count = epoll.wait(timeout, &mut events).unwrap();
         for event in &events[..count] {
-            match port.on_ready(u8::try_from(event.data()).unwrap()) {
-                PortEvent::Frames | PortEvent::Room => {}
-                PortEvent::Reset => {
+            match port.on_ready(u8::try_from(event.data()).unwrap(), false).unwrap() {
+                LinkEvent::Frames | LinkEvent::Room => {}
+                LinkEvent::Reset => {
                     released.send(kept.len()).unwrap();
                     kept.clear();
                     port.finish_reset();
                 }
-                PortEvent::Ended => return,
+                LinkEvent::Ended => return,
             }
         }
     }

@@ -3,18 +3,20 @@
 use openshell_usernet::link::HEAD_LEN;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::port::{Port, PortEvent};
+use crate::net::{LinkEvent, PacketLink, Source};
+
+use super::port::Port;
 
 /// Frames in one turn.
 const TURN_FRAMES: usize = 256;
 
 /// Takes everything and gives nothing, until the driver or the device is gone.
-pub(super) fn drain(port: &mut Port) -> PortEvent {
+pub(super) fn drain(port: &mut Port) -> LinkEvent {
     let Some(epoll) = watch(port) else {
         // A host without descriptors leaves the driver waiting until it resets the device.
         loop {
             match port.wait() {
-                PortEvent::Frames | PortEvent::Room => {}
+                LinkEvent::Frames | LinkEvent::Room => {}
                 event => return event,
             }
         }
@@ -31,9 +33,9 @@ pub(super) fn drain(port: &mut Port) -> PortEvent {
         let count = epoll.wait(timeout, &mut events).unwrap_or(0);
         for event in events.iter().take(count) {
             let number = u8::try_from(event.data()).unwrap_or(u8::MAX);
-            match port.on_ready(number) {
-                PortEvent::Frames | PortEvent::Room => {}
-                event => return event,
+            match port.on_ready(number, false) {
+                Ok(LinkEvent::Frames | LinkEvent::Room) | Err(_) => {}
+                Ok(event) => return event,
             }
         }
     }
@@ -41,7 +43,7 @@ pub(super) fn drain(port: &mut Port) -> PortEvent {
 
 fn watch(port: &Port) -> Option<Epoll> {
     let epoll = Epoll::new().ok()?;
-    for (number, fd) in port.sources() {
+    for Source { number, fd } in port.sources() {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, u64::from(number));
         epoll.ctl(ControlOperation::Add, fd, event).ok()?;
     }

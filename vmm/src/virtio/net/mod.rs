@@ -35,7 +35,7 @@ use state::NetState;
 
 pub use counters::Counters;
 pub use link::QueueLink;
-pub use port::{Port, PortEvent};
+pub use port::Port;
 pub use transmit::GuestBytes;
 pub use worker::Serve;
 

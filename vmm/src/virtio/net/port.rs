@@ -1,16 +1,18 @@
 //! The device as its thread sees it: a link that comes and goes with the driver, and the orders of the device's owner.
 //!
-//! Invariant: queues are let go only in [`Port::finish_reset`], after whoever drives the port has dropped every payload; only then the
+//! Invariant: queues are let go only in [`PacketLink::finish_reset`], after whoever drives the port has dropped every payload; only then the
 //! owner goes on. All its sources are edge-triggered eventfds that nobody reads.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError};
 
 use openshell_usernet::link::HEAD_LEN;
 use openshell_usernet::{Frame, Link, LinkFull, Offload, Offloads};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::net::{LinkEvent, PacketLink, Source};
 
 use super::link::{QUEUES, QueueLink};
 use super::transmit::GuestBytes;
@@ -46,19 +48,6 @@ impl Sources {
     }
 }
 
-/// What follows from an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PortEvent {
-    /// There may be frames.
-    Frames,
-    /// There may be frames, and a frame that found no room may find it now.
-    Room,
-    /// The driver is gone: every payload must be dropped, then [`Port::finish_reset`].
-    Reset,
-    /// The device is gone.
-    Ended,
-}
-
 /// The device's end of its thread.
 pub struct Port {
     commands: Receiver<Command>,
@@ -80,59 +69,13 @@ impl Port {
         Self { commands, sources, link: None, waiting: None, ended: false }
     }
 
-    /// The descriptors to wait for until they are readable, edge-triggered, under their numbers.
-    pub fn sources(&self) -> impl Iterator<Item = (u8, RawFd)> + '_ {
-        (0..).zip(&self.sources.0).map(|(number, source)| (number, source.as_raw_fd()))
-    }
-
-    /// Source `number` became readable.
-    pub fn on_ready(&mut self, number: u8) -> PortEvent {
-        let queue = usize::from(number);
-        if queue >= QUEUES {
-            return self.obey_all();
-        }
-        let mut bells = [false; QUEUES];
-        if let Some(bell) = bells.get_mut(queue) {
-            *bell = true;
-        }
-        let room = self.link.as_mut().is_some_and(|link| link.on_bells(bells));
-        if room { PortEvent::Room } else { PortEvent::Frames }
-    }
-
-    /// The next frame from the driver, its head copied into `head`; `None` when none waits.
-    pub fn next_frame<'a>(
-        &mut self,
-        head: &'a mut [u8; HEAD_LEN],
-    ) -> Option<Frame<'a, GuestBytes>> {
-        self.link.as_mut()?.next_frame(head)
-    }
-
-    /// The turn is over: see [`QueueLink::end_turn`].
-    pub fn end_turn(&mut self) -> bool {
-        self.link.as_mut().is_some_and(|link| link.end_turn())
-    }
-
-    /// No payload is held any more: the queues are let go, and the owner may go on.
-    pub fn finish_reset(&mut self) {
-        self.link = None;
-        if let Some(waiting) = self.waiting.take() {
-            // Nobody waits any more when this fails.
-            waiting.send(()).ok();
-        }
-    }
-
     /// Whether there is a driver.
     pub(super) fn is_active(&self) -> bool {
         self.link.is_some()
     }
 
-    /// Whether the device is gone.
-    pub(super) fn has_ended(&self) -> bool {
-        self.ended
-    }
-
     /// Sleeps until there is a command and obeys it.
-    pub(super) fn wait(&mut self) -> PortEvent {
+    pub(super) fn wait(&mut self) -> LinkEvent {
         match self.commands.recv() {
             Ok(command) => self.obey(command),
             Err(RecvError) => self.end(),
@@ -146,36 +89,36 @@ impl Port {
         }
     }
 
-    fn obey_all(&mut self) -> PortEvent {
+    fn obey_all(&mut self) -> LinkEvent {
         loop {
             match self.commands.try_recv() {
                 Ok(command) => match self.obey(command) {
-                    PortEvent::Frames | PortEvent::Room => {}
+                    LinkEvent::Frames | LinkEvent::Room => {}
                     event => return event,
                 },
-                Err(TryRecvError::Empty) => return PortEvent::Room,
+                Err(TryRecvError::Empty) => return LinkEvent::Room,
                 Err(TryRecvError::Disconnected) => return self.end(),
             }
         }
     }
 
-    fn obey(&mut self, command: Command) -> PortEvent {
+    fn obey(&mut self, command: Command) -> LinkEvent {
         match command {
             Command::Activate(link) => {
                 self.link = Some(link);
-                PortEvent::Room
+                LinkEvent::Room
             }
             Command::Reset(done) => {
                 self.waiting = Some(done);
-                PortEvent::Reset
+                LinkEvent::Reset
             }
             Command::Stop => self.end(),
         }
     }
 
-    fn end(&mut self) -> PortEvent {
+    fn end(&mut self) -> LinkEvent {
         self.ended = true;
-        PortEvent::Ended
+        LinkEvent::Ended
     }
 }
 
@@ -189,5 +132,45 @@ impl Link for Port {
     /// Without a driver the frame is lost, as on a cable that is not plugged in.
     fn send(&mut self, offload: Offload, head: &[u8], body: &[&[u8]]) -> Result<(), LinkFull> {
         self.link.as_mut().map_or(Ok(()), |link| link.send(offload, head, body))
+    }
+}
+
+impl PacketLink for Port {
+    fn sources(&self) -> Vec<Source> {
+        let source = |(number, source): (u8, &EventFd)| Source { number, fd: source.as_raw_fd() };
+        (0..).zip(&self.sources.0).map(source).collect()
+    }
+
+    fn on_ready(&mut self, number: u8, _writable: bool) -> io::Result<LinkEvent> {
+        let queue = usize::from(number);
+        if queue >= QUEUES {
+            return Ok(self.obey_all());
+        }
+        let mut bells = [false; QUEUES];
+        if let Some(bell) = bells.get_mut(queue) {
+            *bell = true;
+        }
+        let room = self.link.as_mut().is_some_and(|link| link.on_bells(bells));
+        Ok(if room { LinkEvent::Room } else { LinkEvent::Frames })
+    }
+
+    fn next_frame<'a>(&mut self, head: &'a mut [u8; HEAD_LEN]) -> Option<Frame<'a, GuestBytes>> {
+        self.link.as_mut()?.next_frame(head)
+    }
+
+    fn end_turn(&mut self) -> bool {
+        self.link.as_mut().is_some_and(|link| link.end_turn())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn finish_reset(&mut self) {
+        self.link = None;
+        if let Some(waiting) = self.waiting.take() {
+            // Nobody waits any more when this fails.
+            waiting.send(()).ok();
+        }
     }
 }

@@ -9,7 +9,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::features::{self, ALL, CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, MRG_RXBUF};
 use super::{GuestBytes, QueueLink};
-use crate::memory::{GuestAddress, GuestRam};
+use crate::memory::{Gather, GuestAddress, GuestRam};
+use crate::net::Iovecs;
 use crate::virtio::queue::{DESC_F_NEXT, DESC_F_WRITE, F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::test_driver::{Buffer, TestDriver};
 use crate::virtio::{ActivateError, Activation, Interrupt, Queue};
@@ -98,13 +99,14 @@ impl Bench {
 fn all(payload: &GuestBytes) -> Vec<u8> {
     let mut bytes = vec![0; payload.len()];
     assert_eq!(payload.copy_to(&mut bytes), bytes.len());
-    let in_place: usize = payload.ranges().map(|range| range.len_bytes()).sum();
-    assert_eq!(in_place, bytes.len(), "what is copied is what would be sent");
+    let mut in_place = Gather::new();
+    payload.gather(&mut in_place);
+    assert_eq!(in_place.len_bytes(), bytes.len(), "what is copied is what would be sent");
     bytes
 }
 
 fn frame(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + at / 256) as u8).collect()
+    (0..len).map(|at| (at * 7 + at / 256).to_le_bytes()[0]).collect()
 }
 
 const TSO: [u8; 12] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0];

@@ -6,12 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::net::{LinkEvent, PacketLink};
 use crate::sys::panics;
 
 use super::drain;
-use super::port::{Port, PortEvent};
+use super::port::Port;
 
-/// Makes a network stack and drives it on the port until [`PortEvent::Ended`], on the net thread. Called when the first driver is ready,
+/// Makes a network stack and drives it on the port until [`LinkEvent::Ended`], on the net thread. Called when the first driver is ready,
 /// and again for the next driver after a panic.
 pub type Serve = Box<dyn FnMut(&mut Port) + Send>;
 
@@ -19,7 +20,7 @@ pub type Serve = Box<dyn FnMut(&mut Port) + Send>;
 pub(super) fn run(mut port: Port, mut serve: Serve, link_up: &Arc<AtomicBool>) {
     while !port.has_ended() {
         if !port.is_active() {
-            if port.wait() == PortEvent::Reset {
+            if port.wait() == LinkEvent::Reset {
                 port.finish_reset();
             }
             continue;
@@ -31,7 +32,7 @@ pub(super) fn run(mut port: Port, mut serve: Serve, link_up: &Arc<AtomicBool>) {
         }
         link_up.store(false, Ordering::SeqCst);
         port.raise_config();
-        if drain::drain(&mut port) == PortEvent::Reset {
+        if drain::drain(&mut port) == LinkEvent::Reset {
             link_up.store(true, Ordering::SeqCst);
             port.finish_reset();
         }
