@@ -5,7 +5,6 @@
 mod doctor;
 mod failure;
 mod kernel;
-#[expect(dead_code, reason = "the verbs that flatten it come next")]
 mod net_args;
 mod pages;
 mod run;

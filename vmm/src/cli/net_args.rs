@@ -62,6 +62,7 @@ impl NetArgs {
             pcap: self.pcap,
             bw: self.net_bw.as_deref().map(NetSpec::parse_bw).transpose()?,
             pps: self.net_pps.as_deref().map(NetSpec::parse_pps).transpose()?,
+            ..NetSpec::default()
         })
     }
 }

@@ -45,6 +45,10 @@ pub struct NetSpec {
     pub bw: Option<Bandwidth>,
     /// Packets per second, each way.
     pub pps: Option<u64>,
+    /// Features that a machine's network card does not offer.
+    pub without: Vec<CardFeature>,
+    /// Descriptors of its rings.
+    pub ring_size: Option<RingSize>,
 }
 
 impl NetSpec {
@@ -66,6 +70,8 @@ impl NetSpec {
             pcap: self.pcap.or(file.pcap),
             bw: self.bw.or(file.bw),
             pps: self.pps.or(file.pps),
+            without: list(self.without, file.without),
+            ring_size: self.ring_size.or(file.ring_size),
         }
     }
 
@@ -118,6 +124,118 @@ impl NetMode {
             "none" => Some(Self::None),
             _ => None,
         }
+    }
+}
+
+/// A feature of a machine's network card that can be left out, to find out what a guest stumbles over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CardFeature {
+    /// Checksums that the guest leaves to the host.
+    Csum,
+    /// Checksums that the host leaves to the guest.
+    GuestCsum,
+    /// TCP over IPv4 that the guest sends uncut.
+    HostTso4,
+    /// TCP over IPv6 that the guest sends uncut.
+    HostTso6,
+    /// UDP that the guest sends uncut.
+    HostUso,
+    /// TCP over IPv4 that the guest takes uncut.
+    GuestTso4,
+    /// TCP over IPv6 that the guest takes uncut.
+    GuestTso6,
+    /// UDP over IPv4 that the guest takes uncut.
+    GuestUso4,
+    /// UDP over IPv6 that the guest takes uncut.
+    GuestUso6,
+    /// One packet in several buffers.
+    MrgRxbuf,
+    /// The control queue.
+    CtrlVq,
+    /// Offloads that are changed while the guest runs.
+    CtrlGuestOffloads,
+    /// The MTU in the configuration.
+    Mtu,
+    /// The state of the link in the configuration.
+    Status,
+    /// Notifications by ring index.
+    EventIdx,
+    /// Descriptors in tables of their own.
+    IndirectDesc,
+}
+
+impl CardFeature {
+    /// All of them, with the names that `--net-without` takes.
+    pub const ALL: [(&'static str, Self); 16] = [
+        ("csum", Self::Csum),
+        ("guest_csum", Self::GuestCsum),
+        ("host_tso4", Self::HostTso4),
+        ("host_tso6", Self::HostTso6),
+        ("host_uso", Self::HostUso),
+        ("guest_tso4", Self::GuestTso4),
+        ("guest_tso6", Self::GuestTso6),
+        ("guest_uso4", Self::GuestUso4),
+        ("guest_uso6", Self::GuestUso6),
+        ("mrg_rxbuf", Self::MrgRxbuf),
+        ("ctrl_vq", Self::CtrlVq),
+        ("ctrl_guest_offloads", Self::CtrlGuestOffloads),
+        ("mtu", Self::Mtu),
+        ("status", Self::Status),
+        ("event_idx", Self::EventIdx),
+        ("indirect_desc", Self::IndirectDesc),
+    ];
+
+    /// Reads names with commas between.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`].
+    pub fn parse_list(text: &str) -> Result<Vec<Self>, SpecError> {
+        text.split(',')
+            .map(Self::read)
+            .collect::<Result<_, _>>()
+            .map_err(|reason| SpecError::value("--net-without", text.as_ref(), reason.to_owned()))
+    }
+
+    fn read(name: &str) -> Result<Self, &'static str> {
+        let known = Self::ALL.iter().find(|(known, _)| *known == name);
+        known
+            .map(|(_, feature)| *feature)
+            .ok_or("features are named as in VIRTIO: csum, guest_tso4, mrg_rxbuf, ...")
+    }
+}
+
+/// Descriptors of a network card's receive and transmit rings: 256, 512 or 1024.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingSize(u16);
+
+impl Default for RingSize {
+    /// 256: a megabyte of the guest's memory waits in it for packets.
+    fn default() -> Self {
+        Self(256)
+    }
+}
+
+impl RingSize {
+    /// Reads a number of descriptors.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`].
+    pub fn parse(text: &str) -> Result<Self, SpecError> {
+        text.parse().ok().and_then(Self::of).ok_or_else(|| {
+            SpecError::value("--net-ring", text.as_ref(), Self::EXPECTING.to_owned())
+        })
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn descriptors(self) -> u16 {
+        self.0
+    }
+
+    const EXPECTING: &'static str = "a ring has 256, 512 or 1024 descriptors";
+
+    fn of(descriptors: u16) -> Option<Self> {
+        matches!(descriptors, 256 | 512 | 1024).then_some(Self(descriptors))
     }
 }
 
@@ -317,6 +435,9 @@ struct Table {
     pcap: Option<PathBuf>,
     bw: Option<String>,
     pps: Option<u64>,
+    #[serde(default)]
+    without: Vec<String>,
+    ring: Option<u16>,
 }
 
 impl Table {
@@ -334,6 +455,7 @@ impl Table {
             read(text).map_err(|reason| E::custom(format!("{text}: {reason}")))
         }
         let mtu = |bytes| Mtu::of(bytes).ok_or_else(|| E::custom(Mtu::EXPECTING));
+        let ring_size = |number| RingSize::of(number).ok_or_else(|| E::custom(RingSize::EXPECTING));
         if self.pps == Some(0) {
             return Err(E::custom("pps: a rate of 0 would stop it for good"));
         }
@@ -349,6 +471,8 @@ impl Table {
             pcap: self.pcap,
             bw: self.bw.as_deref().map(|text| one(text, rate)).transpose()?,
             pps: self.pps,
+            without: each(&self.without, CardFeature::read)?,
+            ring_size: self.ring.map(ring_size).transpose()?,
         })
     }
 }
@@ -444,6 +568,15 @@ mod tests {
         assert!(NetSpec::parse_bw("100").is_err() && NetSpec::parse_bw("0M").is_err());
         assert!(NetSpec::parse_pps("0").is_err() && NetSpec::parse_pps("many").is_err());
         assert!(parse_mode("tap".as_ref()).is_err());
+        for text in ["", "csum,", "tso", "CSUM"] {
+            assert!(CardFeature::parse_list(text).is_err(), "{text}");
+        }
+        let names = CardFeature::ALL.map(|(name, _)| name).join(",");
+        let all = CardFeature::ALL.map(|(_, feature)| feature);
+        assert_eq!(CardFeature::parse_list(&names).unwrap(), all);
+        for text in ["255", "128", "2048", "x"] {
+            assert!(RingSize::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -484,6 +617,8 @@ mac = "5a:94:ef:e4:0c:ee"
 pcap = "out.pcap"
 bw = "1M"
 pps = 1000
+without = ["mrg_rxbuf", "csum"]
+ring = 512
 "#;
         let want = NetSpec {
             mode: Some(NetMode::User),
@@ -500,6 +635,8 @@ pps = 1000
             pcap: Some("out.pcap".into()),
             bw: Some(Bandwidth(1 << 20)),
             pps: Some(1000),
+            without: vec![CardFeature::MrgRxbuf, CardFeature::Csum],
+            ring_size: Some(RingSize::parse("512").unwrap()),
         };
         assert_eq!(file(text).unwrap(), want);
         assert_eq!(NetSpec::default().or(want.clone()), want);
@@ -518,6 +655,7 @@ pps = 1000
             ("net = 3", "invalid type: integer `3`, expected \"user\", \"none\" or a table"),
             ("[net]\npublish = [\"80\"]", "80: two ports are needed: HOST:GUEST"),
             ("[net]\nmtu = 10", "an MTU is a number from 576 to 65520"),
+            ("[net]\nring = 100", "a ring has 256, 512 or 1024 descriptors"),
             ("[net]\npps = 0", "pps: a rate of 0 would stop it for good"),
         ] {
             assert_eq!(file(text).unwrap_err(), want);

@@ -19,9 +19,11 @@ use super::transmit::{GuestBytes, Transmit};
 use crate::net::vnet_header as header;
 
 /// Queue indices without VIRTIO_NET_F_MQ.
-pub(super) const RECEIVE: u16 = 0;
-pub(super) const TRANSMIT: u16 = 1;
-pub(super) const CONTROL: u16 = 2;
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const CONTROL: u16 = 2;
+/// Their number.
+pub(super) const QUEUES: usize = 3;
 
 /// The way to and from the driver of an active device.
 #[derive(Debug)]
@@ -66,21 +68,19 @@ impl QueueLink {
         })
     }
 
-    /// The doorbell of queue `index` rang. True when a frame that found no room may find it now.
-    pub fn on_bell(&mut self, index: u16) -> bool {
+    /// Doorbells rang. True when a frame that found no room may find it now.
+    #[must_use = "a frame that waits for room would wait for ever"]
+    pub fn on_bells(&mut self, [receive, transmit, control]: [bool; QUEUES]) -> bool {
         if self.broken.is_some() {
             return false;
         }
-        match index {
-            RECEIVE => return self.receive.on_bell(),
-            TRANSMIT => self.transmit.on_bell(),
-            _ => {
-                if let Some(control) = &mut self.control {
-                    control.on_bell();
-                }
-            }
+        if transmit {
+            self.transmit.on_bell();
         }
-        false
+        if let Some(queue) = self.control.as_mut().filter(|_| control) {
+            queue.on_bell();
+        }
+        receive && self.receive.on_bell()
     }
 
     /// The next frame from the driver, its head copied into `head`; `None` when none waits.
@@ -137,6 +137,11 @@ impl QueueLink {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Tells the driver that the configuration changed.
+    pub(super) fn raise_config(&self) {
+        self.interrupt.raise_config();
     }
 
     fn break_down(&mut self, error: QueueError) {

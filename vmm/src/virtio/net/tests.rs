@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::features::{self, ALL, CSUM, CTRL_VQ, GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, MRG_RXBUF};
-use super::link::{CONTROL, RECEIVE, TRANSMIT};
 use super::{GuestBytes, QueueLink};
-use crate::memory::{GuestAddress, GuestRam};
+use crate::memory::{Gather, GuestAddress, GuestRam};
+use crate::net::Iovecs;
 use crate::virtio::queue::{DESC_F_NEXT, DESC_F_WRITE, F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::virtio::test_driver::{Buffer, TestDriver};
 use crate::virtio::{ActivateError, Activation, Interrupt, Queue};
@@ -20,6 +20,11 @@ const RINGS: u64 = 0x10_0000;
 const TX: u64 = 0x20_0000;
 const RX: u64 = 0x40_0000;
 const HEADER: u32 = 12;
+
+/// Which doorbell rings.
+const OFFERED: [bool; 3] = [true, false, false];
+const SENT: [bool; 3] = [false, true, false];
+const COMMANDED: [bool; 3] = [false, false, true];
 
 struct Bench {
     ram: Arc<GuestRam>,
@@ -94,13 +99,14 @@ impl Bench {
 fn all(payload: &GuestBytes) -> Vec<u8> {
     let mut bytes = vec![0; payload.len()];
     assert_eq!(payload.copy_to(&mut bytes), bytes.len());
-    let in_place: usize = payload.ranges().map(|range| range.len_bytes()).sum();
-    assert_eq!(in_place, bytes.len(), "what is copied is what would be sent");
+    let mut in_place = Gather::new();
+    payload.gather(&mut in_place);
+    assert_eq!(in_place.len_bytes(), bytes.len(), "what is copied is what would be sent");
     bytes
 }
 
 fn frame(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + at / 256) as u8).collect()
+    (0..len).map(|at| (at * 7 + at / 256).to_le_bytes()[0]).collect()
 }
 
 const TSO: [u8; 12] = [1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0];
@@ -146,7 +152,7 @@ fn what_is_parked_holds_back_nobody_else() {
     // The guest uses the rest of its ring meanwhile.
     for at in 8..20 {
         bench.transmit(TX + (at % 16) * 0x1000, [0; 12], &frame(60), &[]);
-        bench.link.on_bell(TRANSMIT);
+        assert!(!bench.link.on_bells(SENT));
         drop(bench.next().unwrap());
         bench.link.end_turn();
         assert_eq!(bench.drivers[1].used().len(), 1);
@@ -197,7 +203,7 @@ fn a_frame_of_64_kib_passes_and_a_longer_one_does_not() {
     // A chain of gigabytes, of one page again and again.
     let whole: Vec<_> = (0..50).map(|_| (0, 8 << 20, false)).collect();
     bench.drivers[1].add_indirect(&whole);
-    bench.link.on_bell(TRANSMIT);
+    assert!(!bench.link.on_bells(SENT));
     assert!(bench.next().is_none());
     assert_eq!(bench.link.counters().too_long, 2);
 }
@@ -207,7 +213,7 @@ fn malformed_packets_are_dropped_and_counted() {
     let mut bench = bench(ALL & !CSUM, 64);
     let mut bad = |header: [u8; 12], len: usize| {
         bench.transmit(TX, header, &frame(len), &[]);
-        bench.link.on_bell(TRANSMIT);
+        assert!(!bench.link.on_bells(SENT));
         assert!(bench.next().is_none());
         assert!(!bench.link.end_turn());
         assert_eq!(bench.drivers[1].used().len(), 1, "it goes back");
@@ -221,7 +227,7 @@ fn malformed_packets_are_dropped_and_counted() {
     // Shorter than a header; writable only.
     bench.drivers[1].add(&[(TX, 11, false)]);
     bench.drivers[1].add(&[(TX, 2000, true)]);
-    bench.link.on_bell(TRANSMIT);
+    assert!(!bench.link.on_bells(SENT));
     assert!(bench.next().is_none());
     let counters = *bench.link.counters();
     assert_eq!(
@@ -281,16 +287,16 @@ fn a_full_link_says_when_there_is_room() {
     for features in [ALL, ALL & !F_EVENT_IDX] {
         let mut bench = bench(features, 16);
         let send = |bench: &mut Bench| bench.link.send(Offload::default(), &frame(100), &[]);
-        assert!(!bench.link.on_bell(RECEIVE), "nothing waits");
+        assert!(!bench.link.on_bells(OFFERED), "nothing waits");
         assert_eq!(send(&mut bench), Err(LinkFull));
         bench.offer(0, &[100]);
         assert!(bench.drivers[0].needs_kick(), "the doorbell is on");
-        assert!(bench.link.on_bell(RECEIVE));
+        assert!(bench.link.on_bells(OFFERED));
         assert_eq!(send(&mut bench), Err(LinkFull), "all or nothing");
         bench.offer(1, &[100]);
-        assert!(bench.drivers[0].needs_kick() && bench.link.on_bell(RECEIVE));
+        assert!(bench.drivers[0].needs_kick() && bench.link.on_bells(OFFERED));
         assert_eq!(send(&mut bench), Ok(()));
-        assert!(!bench.link.on_bell(RECEIVE), "nothing waits any more");
+        assert!(!bench.link.on_bells(OFFERED), "nothing waits any more");
         bench.link.end_turn();
         assert_eq!(bench.drivers[0].used().len(), 2);
         assert_eq!(bench.link.counters().receive_waits, 2);
@@ -325,7 +331,7 @@ fn buffers_that_hold_nothing_or_too_little_do_no_harm() {
     for at in 0..16 {
         bench.offer(at, &[1]);
     }
-    bench.link.on_bell(RECEIVE);
+    assert!(bench.link.on_bells(OFFERED));
     bench.link.send(Offload::default(), &frame(60), &[]).unwrap();
     assert_eq!(bench.link.counters().no_buffer_so_large, 1, "the whole ring is too small");
     assert_eq!(bench.link.counters().received_frames, 0);
@@ -348,11 +354,11 @@ fn a_driver_that_breaks_the_rules_is_asked_for_a_reset() {
     for break_it in breaks {
         let mut bench = bench(ALL, 16);
         break_it(&mut bench);
-        bench.link.on_bell(TRANSMIT);
+        assert!(!bench.link.on_bells(SENT));
         assert!(bench.next().is_none());
         assert!(bench.interrupt.device_failed() && bench.link.broken().is_some());
         bench.offer(0, &[2000]);
-        assert!(!bench.link.on_bell(RECEIVE));
+        assert!(!bench.link.on_bells(OFFERED));
         assert_eq!(bench.link.send(Offload::default(), &frame(60), &[]), Err(LinkFull));
         assert!(!bench.link.end_turn());
         assert!(bench.drivers[0].used().is_empty(), "no queue is touched");
@@ -370,7 +376,7 @@ fn command(bench: &mut Bench, bytes: &[u8]) -> u8 {
     bench.drivers[2].raw_memory(at + 0x100, &[0xee]);
     let len = u32::try_from(bytes.len()).unwrap();
     bench.drivers[2].add(&[(at, 2, false), (at + 2, len - 2, false), (at + 0x100, 1, true)]);
-    bench.link.on_bell(CONTROL);
+    assert!(!bench.link.on_bells(COMMANDED));
     bench.link.end_turn();
     assert_eq!(bench.drivers[2].used().len(), 1);
     let mut answer = [0];

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use openshell_usernet::link::HEAD_LEN;
 use openshell_usernet::{Frame, Payload};
 
-use crate::memory::{GuestAddress, GuestRam, IoBuf};
+use crate::memory::{Gather, GuestAddress, GuestRam};
+use crate::net::Iovecs;
 use crate::net::vnet_header::{self as header, HEADER_BYTES, Malformed};
 use crate::virtio::{Chain, Completion, Queue, QueueError};
 
@@ -44,27 +45,6 @@ pub struct GuestBytes {
     len: usize,
 }
 
-impl GuestBytes {
-    /// The bytes as ranges for the kernel to read, in their order; none is empty.
-    pub fn ranges(&self) -> impl Iterator<Item = IoBuf> + '_ {
-        let segments = self.chain.as_ref().map_or(&[][..], Chain::readable);
-        let (mut skip, mut left) = (self.start, self.len as u64);
-        segments.iter().filter_map(move |segment| {
-            let len = u64::from(segment.len_bytes);
-            let skipped = skip.min(len);
-            skip -= skipped;
-            let take = left.min(len - skipped);
-            left -= take;
-            if take == 0 {
-                return None;
-            }
-            let addr = GuestAddress(segment.addr.0.checked_add(skipped)?);
-            // The chain was found to lie in RAM when it was taken.
-            self.returns.ram.io_buf(addr, u32::try_from(take).ok()?).ok()
-        })
-    }
-}
-
 impl Payload for GuestBytes {
     fn len(&self) -> usize {
         self.len
@@ -85,6 +65,26 @@ impl Payload for GuestBytes {
         let into = out.get_mut(..count).unwrap_or_default();
         let read = self.chain.as_ref().map(|chain| chain.read(&self.returns.ram, self.start, into));
         if matches!(read, Some(Ok(()))) { count } else { 0 }
+    }
+}
+
+impl Iovecs for GuestBytes {
+    fn gather<'a>(&'a self, into: &mut Gather<'a>) {
+        let segments = self.chain.as_ref().map_or(&[][..], Chain::readable);
+        let (mut skip, mut left) = (self.start, self.len as u64);
+        for segment in segments {
+            let len = u64::from(segment.len_bytes);
+            let skipped = skip.min(len);
+            skip -= skipped;
+            let take = left.min(len - skipped);
+            left -= take;
+            let addr = GuestAddress(segment.addr.0.saturating_add(skipped));
+            // The chain was found to lie in RAM when it was taken.
+            into.ram(&self.returns.ram, addr, u32::try_from(take).unwrap_or(0)).ok();
+            if left == 0 {
+                break;
+            }
+        }
     }
 }
 
