@@ -573,8 +573,8 @@ fn a_replaced_policy_ends_what_it_no_longer_allows() {
 fn refusals_are_told_with_their_names_and_are_bounded() {
     let mut egress = Egress::new(policy(&["deny 1.1.1.1:25", "deny evil.example"]).into(), scene());
     let address = ip("1.1.1.1");
-    egress.answer(NOW, "mail.example", address, Duration::ZERO).unwrap();
-    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), Duration::ZERO).is_err());
+    egress.answer(NOW, "mail.example", address, Some(Duration::ZERO)).unwrap();
+    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), None).is_err());
     assert!(egress.name(NOW, "evil.example").is_err());
     assert!(egress.flow(NOW, Transport::Tcp, SocketAddr::new(address, 25)).is_err());
     assert!(egress.echo(NOW, ip("127.0.0.1")).is_err());
