@@ -12,16 +12,22 @@
 pub mod arp;
 pub mod config;
 pub mod counters;
+pub mod datagrams;
+pub mod delivery;
 pub mod dhcp;
 pub mod dns;
+pub mod echo;
 pub mod flow;
 pub mod fragments;
+pub mod icmp;
 pub mod limits;
 pub mod link;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
 pub mod policy;
 pub mod ring;
+#[cfg(test)]
+mod scripted;
 pub mod siphash;
 pub mod sockets;
 pub mod stack;
@@ -30,6 +36,7 @@ mod tcp;
 pub mod time;
 pub mod timers;
 pub mod turn;
+pub mod udp;
 pub mod wire;
 
 pub use config::Config;
