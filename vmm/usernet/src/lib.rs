@@ -24,7 +24,9 @@ pub mod limits;
 pub mod link;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
+pub mod pcap;
 pub mod policy;
+pub mod resolv;
 pub mod ring;
 #[cfg(test)]
 mod scripted;
