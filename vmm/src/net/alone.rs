@@ -143,7 +143,7 @@ pub fn run(
     let signals = EndingSignals::open_with(&[libc::SIGUSR1]).map_err(host("take signals"))?;
     let plan = net_plan::open(spec).map_err(AloneError::Plan)?;
     say_resolvers(&plan, say);
-    let (mac, mtu) = (spec.mac.unwrap_or(MacAddress::GUEST), spec.mtu.unwrap_or(Mtu::ETHERNET));
+    let mtu = spec.mtu.unwrap_or(Mtu::ETHERNET);
     let end = Arc::new(EventFd::new(libc::EFD_NONBLOCK).map_err(host("make an event"))?);
     let alone = Alone { signals, end, seccomp };
     match side {
@@ -159,7 +159,7 @@ pub fn run(
             let failed = |source| AloneError::Stream { path: path.clone(), source };
             let Some(stream) = alone.accept(path, say).map_err(failed)? else { return Ok(()) };
             let link = StreamLink::new(stream).map_err(failed)?;
-            alone.serve(plan, (mac, mtu), link, say)
+            alone.serve(plan, (spec.mac.unwrap_or(MacAddress::GUEST), mtu), link, say)
         }
     }
 }
