@@ -27,7 +27,7 @@ pub enum Role {
     Block,
     /// The vsock device and its host sockets.
     Vsock,
-    /// The network stack and its sockets.
+    /// The user-mode network stack: the queues of the network card and all sockets of flows.
     Net,
 }
 

@@ -4,7 +4,9 @@
 //! is a virtio queue pair ([`crate::virtio::net`]), a tap ([`tap`]) or a Unix stream ([`stream`]).
 //! Invariant: the thread never waits anywhere but in its epoll, and opens no file by a name that came from a guest or a peer.
 
+mod addresses;
 mod buffer;
+pub mod engine;
 mod link;
 mod sockets;
 pub mod stream;

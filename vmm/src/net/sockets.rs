@@ -64,7 +64,7 @@ pub struct HostSockets {
     /// Flows that were given something to read here.
     woken: Vec<FlowId>,
     /// Where a datagram goes that is longer than those before it.
-    overflow: Box<[u8]>,
+    overflow: Vec<u8>,
     counters: SocketCounters,
 }
 
@@ -93,7 +93,7 @@ impl HostSockets {
             forwards,
             visitors: HashMap::new(),
             woken: Vec::new(),
-            overflow: vec![0; MAX_DATAGRAM_BYTES].into_boxed_slice(),
+            overflow: vec![0; MAX_DATAGRAM_BYTES],
             counters: SocketCounters::default(),
         }
     }
@@ -114,6 +114,16 @@ impl HostSockets {
     #[must_use]
     pub fn forwards(&self) -> &[PublishedPort] {
         &self.forwards
+    }
+
+    /// Closes the sockets of all flows; published ports stay.
+    pub fn close_all(&mut self) {
+        self.places.clear();
+        self.visitors.clear();
+        self.woken.clear();
+        self.open = 0;
+        // It is away while it is used, which a panic may have ended.
+        self.overflow.resize(MAX_DATAGRAM_BYTES, 0);
     }
 
     /// Takes a flow that has something to read though its socket says nothing of it.
