@@ -9,7 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::net::{CardFeature, MacAddress, Mtu, RingSize};
+use super::net::{CardFeature, RingSize};
+use super::network::NetworkPlan;
 use crate::sys::unix;
 
 /// A machine to build.
@@ -125,13 +126,11 @@ impl VsockPlan {
 /// The network card and the stack behind it.
 #[derive(Debug)]
 pub struct NetPlan {
-    /// The guest's hardware address.
-    pub mac: MacAddress,
-    /// Largest packet.
-    pub mtu: Mtu,
+    /// What the stack is built from.
+    pub network: NetworkPlan,
     /// Features that the card does not offer.
     pub without: Vec<CardFeature>,
-    /// Descriptors of a ring, one of [`RingSize`]'s.
+    /// Descriptors of a ring.
     pub ring_size: RingSize,
 }
 
