@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::Holder;
-use super::network::NetworkError;
+use super::net_plan::NetPlanError;
 use super::open::{MAX_CPUS, MAX_DISKS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, SECTOR_BYTES};
 use super::plan::VsockPlan;
 use super::units::format_size;
@@ -299,7 +299,7 @@ pub enum PlanError {
     },
     /// The network.
     #[error("{0}")]
-    Network(#[source] NetworkError),
+    Network(#[source] NetPlanError),
     /// No kernel was named and none is installed.
     #[error("no guest kernel found")]
     NoKernel {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use super::failure::{FileRole, PlanError};
 use super::kernel::{KernelPlaces, Profile};
 use super::lock::{self, LockError};
-use super::net::{NetMode, NetSpec};
-use super::network::NetworkPlan;
+use super::net::{MacAddress, Mtu, NetMode, NetSpec};
+use super::net_plan;
 use super::plan::{
     ConsolePlan, DiskLimits, DiskPlan, InputFile, KernelPlan, NetPlan, OverlayPlan, Plan, Tables,
     VsockPlan,
@@ -138,7 +138,9 @@ fn net(spec: &NetSpec) -> Result<Option<NetPlan>, PlanError> {
         return Ok(None);
     }
     Ok(Some(NetPlan {
-        network: NetworkPlan::open(spec).map_err(PlanError::Network)?,
+        mac: spec.mac.unwrap_or(MacAddress::GUEST),
+        mtu: spec.mtu.unwrap_or(Mtu::ETHERNET),
+        host: net_plan::open(spec).map_err(PlanError::Network)?,
         without: spec.without.clone(),
         ring_size: spec.ring_size.unwrap_or_default(),
     }))

@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::net::{CardFeature, RingSize};
-use super::network::NetworkPlan;
+use super::net::{CardFeature, MacAddress, Mtu, RingSize};
+use super::net_plan::HostPlan;
 use crate::sys::unix;
 
 /// A machine to build.
@@ -126,8 +126,12 @@ impl VsockPlan {
 /// The network card and the stack behind it.
 #[derive(Debug)]
 pub struct NetPlan {
-    /// What the stack is built from.
-    pub network: NetworkPlan,
+    /// The guest's hardware address.
+    pub mac: MacAddress,
+    /// Largest packet.
+    pub mtu: Mtu,
+    /// The host's side.
+    pub host: HostPlan,
     /// Features that the card does not offer.
     pub without: Vec<CardFeature>,
     /// Descriptors of a ring.

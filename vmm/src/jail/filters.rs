@@ -7,15 +7,15 @@ use std::ffi::c_long;
 
 use kvm_bindings::{KVMIO, kvm_mp_state, kvm_regs, kvm_sregs};
 use libc::{
-    SYS_accept4, SYS_bind, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_ctl,
-    SYS_epoll_wait, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_flock,
-    SYS_fsync, SYS_futex, SYS_getpid, SYS_getrandom, SYS_getsockname, SYS_getsockopt,
-    SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl, SYS_madvise, SYS_mmap, SYS_mprotect,
-    SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2, SYS_read, SYS_readv,
-    SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask,
-    SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_shutdown,
-    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write,
-    SYS_writev,
+    SYS_accept4, SYS_bind, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_create1,
+    SYS_epoll_ctl, SYS_epoll_wait, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl,
+    SYS_fdatasync, SYS_flock, SYS_fsync, SYS_futex, SYS_getpid, SYS_getrandom, SYS_getsockname,
+    SYS_getsockopt, SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl, SYS_madvise, SYS_mmap,
+    SYS_mprotect, SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2, SYS_read,
+    SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction,
+    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_sendto, SYS_setsockopt,
+    SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime,
+    SYS_unlink, SYS_write, SYS_writev,
 };
 
 use super::Role;
@@ -205,7 +205,8 @@ const VSOCK: &[Entry] = &[
 ];
 
 const NET: &[Entry] = &[
-    always(SYS_epoll_wait), // the thread's loop
+    always(SYS_epoll_create1), // the stack, when the first driver is ready
+    always(SYS_epoll_wait),    // the thread's loop
     always(SYS_epoll_ctl),
     // net::sockets: streams, datagrams and echo requests of the internet; no listener, no other family.
     when(

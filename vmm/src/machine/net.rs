@@ -9,8 +9,8 @@ use crate::config::net::{CardFeature, Transport};
 use crate::config::plan::NetPlan;
 use crate::config::publish::PublishedPort;
 use crate::jail::Jail;
-use crate::net::engine::{NetThread, Setup};
-use crate::virtio::net::{Card, Net, features};
+use crate::net::engine::{Host, Setup};
+use crate::virtio::net::{Card, Net, Port, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
 /// Sockets of one machine at most.
@@ -43,17 +43,18 @@ fn bit(feature: CardFeature) -> u64 {
 /// What the host said.
 pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
     let card = card(&plan);
-    let setup = setup(plan)?;
-    Net::new(card, |port| {
-        let thread = NetThread::spawn(jail, "net", setup, port)?;
-        Ok(Box::new(move || {
-            let _how_it_ended = thread.stop();
-        }))
-    })
+    // The way to the thread is kept by nobody: what a machine's network needs to know it is told at its start.
+    let (mut host, commands) = Host::new(setup(plan))?;
+    let serve = Box::new(move |port: &mut Port| {
+        let _keep = &commands;
+        // A host that cannot wait has no network: the card says so.
+        host.serve(port).ok();
+    });
+    Net::new(card, serve, jail)
 }
 
 /// What the stack is told.
-fn setup(plan: NetPlan) -> io::Result<Setup> {
+fn setup(plan: NetPlan) -> Setup {
     let defaults = Config::default();
     let forward = |port: &PublishedPort| Forward {
         protocol: match port.spec.transport {
@@ -64,20 +65,20 @@ fn setup(plan: NetPlan) -> io::Result<Setup> {
     };
     let parked = usize::from(plan.ring_size.descriptors() / 2);
     let config = Config {
-        macs: Macs { guest: Mac(plan.network.mac.0), ..defaults.macs },
-        mtu: plan.network.mtu.bytes(),
-        forwards: plan.network.ports.iter().map(forward).collect(),
+        macs: Macs { guest: Mac(plan.mac.0), ..defaults.macs },
+        mtu: plan.mtu.bytes(),
+        forwards: plan.host.ports.iter().map(forward).collect(),
         bounds: Bounds { parked, ..defaults.bounds },
     };
-    Ok(Setup { config, ports: plan.network.ports, sockets: MAX_SOCKETS })
+    Setup { config, ports: plan.host.ports, sockets: MAX_SOCKETS }
 }
 
 /// The card that the guest sees.
 fn card(plan: &NetPlan) -> Card {
     let left_out = plan.without.iter().fold(0, |bits, &feature| bits | bit(feature));
     Card {
-        mac: plan.network.mac.0,
-        mtu: plan.network.mtu.bytes(),
+        mac: plan.mac.0,
+        mtu: plan.mtu.bytes(),
         features: features::ALL & !left_out,
         ring_size: plan.ring_size.descriptors(),
     }

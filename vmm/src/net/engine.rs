@@ -1,16 +1,15 @@
 //! The net thread: one epoll for everything, turn after turn, around [`openshell_usernet::Stack`].
 //!
 //! A turn is: what is asked of the thread, timers, frames from the guest, sockets, the flush, the link's end of turn. Invariants: the
-//! thread waits in its epoll and nowhere else; a panic in a turn costs the guest its connections, a second one its link, and the machine
-//! nothing.
+//! thread waits in its epoll and nowhere else; what outlives a stack, published ports above all, is in the [`Host`], so that a stack that
+//! panicked is followed by another.
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant as HostInstant};
 
 use openshell_usernet::link::HEAD_LEN;
@@ -20,8 +19,6 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::publish::PublishedPort;
-use crate::jail::{Jail, Role};
-use crate::sys::panics::contain;
 use crate::sys::random;
 
 use super::addresses::Addresses;
@@ -33,8 +30,6 @@ const EVENT_BATCH: usize = 256;
 /// Frames and their bytes taken from the guest in one turn, so that sockets have theirs.
 const FRAME_BATCH: usize = 256;
 const FRAME_BATCH_BYTES: usize = 1 << 20;
-/// Times that a panicked stack is made anew.
-const RESTARTS: u32 = 1;
 
 /// What an event is about: the upper byte of its data, which [`FlowId::to_bits`] leaves free.
 mod kind {
@@ -47,7 +42,7 @@ mod kind {
 
 const KIND_SHIFT: u32 = 56;
 
-/// What an engine is made of, besides its link.
+/// What a host side is made of.
 #[derive(Debug)]
 pub struct Setup {
     /// What the stack is told; its forwards are those of `ports`.
@@ -72,35 +67,24 @@ enum Command {
 /// What happened so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Report {
-    /// In the stack.
+    /// In the stack; one that panicked took its counts along.
     pub stack: Counters,
     /// At its sockets.
     pub sockets: SocketCounters,
     /// Sockets open now.
     pub open_sockets: usize,
-    /// Times that the stack panicked.
-    pub panics: u32,
 }
 
-/// How the thread ended.
+/// How a stack's service ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// It was told to.
     Stopped,
     /// There was no way to the guest any more.
     LinkEnded,
-    /// Its epoll instance failed.
-    Failed,
 }
 
-/// The thread, as its owner has it. When this is dropped the thread ends.
-#[derive(Debug)]
-pub struct NetThread {
-    thread: Option<JoinHandle<(End, Report)>>,
-    commands: Commands,
-}
-
-/// The way to the thread; any number of them.
+/// The way to the thread from others.
 #[derive(Debug, Clone)]
 pub struct Commands {
     sender: Sender<Command>,
@@ -113,7 +97,7 @@ impl Commands {
         self.send(Command::Resolvers(resolvers));
     }
 
-    /// What happened so far; `None` when the thread has ended.
+    /// What happened so far; `None` when the thread has ended, or answers nothing for five seconds.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
         let (sender, receiver) = sync_channel(1);
@@ -134,75 +118,105 @@ impl Commands {
     }
 }
 
-impl NetThread {
-    /// Starts the thread with the filter of its role on.
-    ///
-    /// # Errors
-    /// What the host said.
-    pub fn spawn<L>(jail: Jail, name: &str, setup: Setup, link: L) -> io::Result<Self>
-    where
-        L: PacketLink + Send + 'static,
-        L::Payload: Send,
-    {
-        let (sender, receiver) = channel();
-        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        let engine = Engine::new(setup, link, receiver, Arc::clone(&bell))?;
-        let thread = jail.spawn(Role::Net, name, move || engine.run())?;
-        Ok(Self { thread: Some(thread), commands: Commands { sender, bell } })
-    }
-
-    /// The way to the thread.
-    #[must_use]
-    pub fn commands(&self) -> &Commands {
-        &self.commands
-    }
-
-    /// Whether the thread has ended.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Ends the thread and waits for it.
-    #[must_use]
-    pub fn stop(mut self) -> (End, Report) {
-        self.join()
-    }
-
-    fn join(&mut self) -> (End, Report) {
-        self.commands.stop();
-        // A panic in the thread was contained, or has ended the process.
-        self.thread
-            .take()
-            .and_then(|thread| thread.join().ok())
-            .unwrap_or((End::Failed, Report::default()))
-    }
-}
-
-impl Drop for NetThread {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.join();
-        }
-    }
-}
-
-/// What the thread owns.
-struct Engine<L: PacketLink> {
+/// The host's side of a network, which outlives the stacks that it serves.
+#[derive(Debug)]
+pub struct Host {
     config: Config,
-    stack: Stack<L::Payload>,
-    link: L,
     sockets: HostSockets,
     epoll: Arc<Epoll>,
     commands: Receiver<Command>,
     bell: Arc<EventFd>,
     addresses: Option<Addresses>,
     began: HostInstant,
+    told: Counters,
+}
+
+impl Host {
+    /// The host's side, and the way to it.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn new(setup: Setup) -> io::Result<(Self, Commands)> {
+        let (sender, commands) = channel();
+        let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let epoll = Arc::new(Epoll::new()?);
+        let watch = |fd, kind, number, events| watch(&epoll, fd, kind, number, events);
+        watch(bell.as_raw_fd(), kind::BELL, 0, EventSet::IN)?;
+        let waits = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        for (number, port) in setup.ports.iter().enumerate() {
+            watch(port.socket.as_raw_fd(), kind::FORWARD, number as u64, waits)?;
+        }
+        // Without it a guest that names an address of the host is judged as if it were another's.
+        let addresses = Addresses::open().ok();
+        if let Some(addresses) = &addresses {
+            watch(addresses.as_fd().as_raw_fd(), kind::ADDRESSES, 0, EventSet::IN)?;
+        }
+        let host = Self {
+            config: setup.config,
+            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, setup.ports),
+            epoll,
+            commands,
+            bell: Arc::clone(&bell),
+            addresses,
+            began: HostInstant::now(),
+            told: Counters::default(),
+        };
+        Ok((host, Commands { sender, bell }))
+    }
+
+    /// Drives a new stack on `link` until either ends. The sockets of a stack before it are closed.
+    ///
+    /// # Errors
+    /// What the host said: an epoll instance that does not wait, or no random bytes.
+    pub fn serve<L: PacketLink>(&mut self, link: &mut L) -> io::Result<End> {
+        let both = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        let sources = link.sources();
+        for source in &sources {
+            // Of a stack that panicked they are still there.
+            self.epoll.ctl(ControlOperation::Delete, source.fd, EpollEvent::default()).ok();
+            watch(&self.epoll, source.fd, kind::LINK, source.number.into(), both)?;
+        }
+        self.sockets.close_all();
+        let stack = Stack::new(self.config.clone(), key()?);
+        let engine = Engine { host: self, stack, link, frames: true, waiting: VecDeque::new() };
+        let end = engine.run();
+        for source in sources {
+            self.epoll.ctl(ControlOperation::Delete, source.fd, EpollEvent::default()).ok();
+        }
+        self.sockets.close_all();
+        end
+    }
+
+    /// What happened up to the end of the last service.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report {
+            stack: self.told,
+            sockets: *self.sockets.counters(),
+            open_sockets: self.sockets.open_sockets(),
+        }
+    }
+
+    fn now(&self) -> Instant {
+        let nanos = self.began.elapsed().as_nanos();
+        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+fn watch(epoll: &Epoll, fd: i32, kind: u8, number: u64, events: EventSet) -> io::Result<()> {
+    let token = u64::from(kind) << KIND_SHIFT | number;
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+}
+
+/// A stack in service.
+struct Engine<'a, L: PacketLink> {
+    host: &'a mut Host,
+    stack: Stack<L::Payload>,
+    link: &'a mut L,
     /// There may be frames though no event says so.
     frames: bool,
     /// Ports at which somebody may wait, likewise.
     waiting: VecDeque<ForwardId>,
-    panics: u32,
 }
 
 /// What one wait brought.
@@ -212,111 +226,33 @@ struct Ready {
     room: bool,
 }
 
-impl<L: PacketLink> Engine<L> {
-    fn new(
-        setup: Setup,
-        link: L,
-        commands: Receiver<Command>,
-        bell: Arc<EventFd>,
-    ) -> io::Result<Self> {
-        let epoll = Arc::new(Epoll::new()?);
-        let watch = |fd, kind: u8, number: u64, events| {
-            let token = u64::from(kind) << KIND_SHIFT | number;
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
-        };
-        let both = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
-        for source in link.sources() {
-            watch(source.fd, kind::LINK, source.number.into(), both)?;
-        }
-        watch(bell.as_raw_fd(), kind::BELL, 0, EventSet::IN)?;
-        let waits = EventSet::IN | EventSet::EDGE_TRIGGERED;
-        for (number, port) in setup.ports.iter().enumerate() {
-            watch(port.socket.as_raw_fd(), kind::FORWARD, number as u64, waits)?;
-        }
-        // Without it the addresses of the host are what they were: the policy still knows the loopback.
-        let addresses = Addresses::open().ok();
-        if let Some(addresses) = &addresses {
-            watch(addresses.as_fd().as_raw_fd(), kind::ADDRESSES, 0, EventSet::IN)?;
-        }
-        Ok(Self {
-            stack: Stack::new(setup.config.clone(), key()?),
-            config: setup.config,
-            link,
-            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, setup.ports),
-            epoll,
-            commands,
-            bell,
-            addresses,
-            began: HostInstant::now(),
-            frames: true,
-            waiting: VecDeque::new(),
-            panics: 0,
-        })
+impl<L: PacketLink> Engine<'_, L> {
+    fn run(mut self) -> io::Result<End> {
+        let end = self.turns();
+        self.host.told = *self.stack.counters();
+        end
     }
 
-    fn run(mut self) -> (End, Report) {
-        let end = loop {
-            match contain(|| self.turns()) {
-                Ok(end) => break end,
-                Err(_) => {
-                    self.panics += 1;
-                    if !self.start_again() {
-                        break End::Failed;
-                    }
-                }
-            }
-        };
-        (end, self.report())
-    }
-
-    /// After a panic: nothing of the stack is kept. False when that is not to be tried.
-    fn start_again(&mut self) -> bool {
-        if self.panics > RESTARTS {
-            // What remains is a link that takes nothing, so that the guest's driver is answered.
-            self.link.down();
-        }
-        let Ok(key) = key() else { return false };
-        self.sockets.close_all();
-        self.stack = Stack::new(self.config.clone(), key);
-        self.frames = true;
-        true
-    }
-
-    /// Whether the link is down for good.
-    fn is_down(&self) -> bool {
-        self.panics > RESTARTS
-    }
-
-    fn now(&self) -> Instant {
-        let nanos = self.began.elapsed().as_nanos();
-        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    }
-
-    fn turns(&mut self) -> End {
+    fn turns(&mut self) -> io::Result<End> {
         let mut events = [EpollEvent::default(); EVENT_BATCH];
         let mut ready = Ready::default();
         loop {
-            let count = match self.epoll.wait(self.timeout(), &mut events) {
+            let count = match self.host.epoll.wait(self.timeout(), &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                // An epoll instance that does not wait would be asked without end.
-                Err(_) => return End::Failed,
+                Err(error) => return Err(error),
             };
             ready.flows.clear();
             ready.room = false;
             for event in events.iter().take(count) {
                 if let Some(end) = self.sort(event, &mut ready) {
-                    return end;
+                    return Ok(end);
                 }
             }
-            if self.is_down() {
-                self.drop_frames();
-            } else {
-                self.turn(&mut ready);
-            }
+            self.turn(&mut ready);
             self.frames |= self.link.end_turn();
             if self.link.has_ended() {
-                return End::LinkEnded;
+                return Ok(End::LinkEnded);
             }
         }
     }
@@ -326,10 +262,8 @@ impl<L: PacketLink> Engine<L> {
         if self.frames || !self.waiting.is_empty() {
             return 0;
         }
-        let Some(deadline) = self.stack.next_deadline().filter(|_| !self.is_down()) else {
-            return -1;
-        };
-        let wait = deadline.since(self.now());
+        let Some(deadline) = self.stack.next_deadline() else { return -1 };
+        let wait = deadline.since(self.host.now());
         // Rounded up: a wait that ends early would be waited again.
         i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
     }
@@ -360,8 +294,8 @@ impl<L: PacketLink> Engine<L> {
             Ok(LinkEvent::Frames) => {}
             Ok(LinkEvent::Room) => ready.room = true,
             Ok(LinkEvent::Reset) => {
-                let now = self.now();
-                let mut io = Io { link: &mut self.link, sockets: &mut self.sockets };
+                let now = self.host.now();
+                let mut io = Io { link: &mut *self.link, sockets: &mut self.host.sockets };
                 self.stack.link_reset(now, &mut io);
                 self.link.finish_reset();
             }
@@ -372,9 +306,9 @@ impl<L: PacketLink> Engine<L> {
 
     /// Does what is asked of the thread.
     fn obey(&mut self) -> Option<End> {
-        self.bell.read().ok();
+        self.host.bell.read().ok();
         loop {
-            match self.commands.try_recv() {
+            match self.host.commands.try_recv() {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Some(End::Stopped),
                 // Who asked may have gone.
                 Ok(Command::Tell(to)) => drop(to.try_send(self.report())),
@@ -385,15 +319,15 @@ impl<L: PacketLink> Engine<L> {
     }
 
     fn on_addresses(&mut self) {
-        let Some(addresses) = &mut self.addresses else { return };
+        let Some(addresses) = &mut self.host.addresses else { return };
         if addresses.read() {
-            let _owned: Vec<IpAddr> = addresses.all().collect();
+            let _owned: Vec<std::net::IpAddr> = addresses.all().collect();
         }
     }
 
     fn turn(&mut self, ready: &mut Ready) {
-        let now = self.now();
-        let mut io = Io { link: &mut self.link, sockets: &mut self.sockets };
+        let now = self.host.now();
+        let mut io = Io { link: &mut *self.link, sockets: &mut self.host.sockets };
         if self.stack.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.stack.run_timers(now, &mut io);
         }
@@ -416,24 +350,8 @@ impl<L: PacketLink> Engine<L> {
         self.stack.flush(now, &mut io);
     }
 
-    /// Takes what the guest sends and does nothing with it.
-    fn drop_frames(&mut self) {
-        let mut head = [0; HEAD_LEN];
-        let mut left = FRAME_BATCH;
-        while left > 0 && self.link.next_frame(&mut head).is_some() {
-            left -= 1;
-        }
-        self.frames = left == 0;
-        self.waiting.clear();
-    }
-
     fn report(&self) -> Report {
-        Report {
-            stack: *self.stack.counters(),
-            sockets: *self.sockets.counters(),
-            open_sockets: self.sockets.open_sockets(),
-            panics: self.panics,
-        }
+        Report { stack: *self.stack.counters(), ..self.host.report() }
     }
 }
 

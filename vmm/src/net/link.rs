@@ -60,9 +60,6 @@ pub trait PacketLink: Link<Payload: Iovecs> {
         false
     }
 
-    /// From now on nothing is sent, and what the guest sends is dropped: it is told so where the link has a way to.
-    fn down(&mut self) {}
-
     /// No payload of the link is held any more, after a [`LinkEvent::Reset`].
     fn finish_reset(&mut self) {}
 }

@@ -11,6 +11,7 @@ mod link;
 mod sockets;
 pub mod stream;
 pub mod tap;
+pub mod thread;
 pub mod vnet_header;
 
 pub use buffer::FrameBytes;

@@ -5,12 +5,14 @@
 
 mod control;
 mod counters;
+mod drain;
 pub mod features;
 mod link;
 mod port;
 mod receive;
 pub mod state;
 mod transmit;
+mod worker;
 
 #[cfg(test)]
 mod device_tests;
@@ -21,8 +23,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::jail::{Jail, Role};
 
 use super::{ActivateError, Activation, DeviceKind, VirtioDevice};
 use port::{Command, Sources};
@@ -32,6 +37,7 @@ pub use counters::Counters;
 pub use link::QueueLink;
 pub use port::Port;
 pub use transmit::GuestBytes;
+pub use worker::Serve;
 
 /// What the guest sees of its card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,47 +55,37 @@ pub struct Card {
 /// Descriptors of the control queue, which holds one command at a time.
 const CONTROL_RING: u16 = 64;
 
-/// Waits for the thread that serves a port, after [`LinkEvent::Ended`](crate::net::LinkEvent::Ended).
-pub type Join = Box<dyn FnOnce() + Send>;
-
 /// A virtio-net device.
+#[derive(Debug)]
 pub struct Net {
     card: Card,
     queue_sizes: [u16; 3],
     sources: Arc<Sources>,
     commands: Sender<Command>,
-    join: Option<Join>,
+    worker: Option<JoinHandle<()>>,
     link_up: Arc<AtomicBool>,
     active: bool,
 }
 
-impl std::fmt::Debug for Net {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Net")
-            .field("card", &self.card)
-            .field("link_up", &self.link_up)
-            .field("active", &self.active)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Net {
-    /// A card whose port is served by the thread that `start` starts.
+    /// Starts the device's thread, which sleeps until a driver is ready and calls `serve` only then.
     ///
     /// # Errors
-    /// What the host said: it has no descriptors left, or `start` failed.
-    pub fn new(card: Card, start: impl FnOnce(Port) -> io::Result<Join>) -> io::Result<Self> {
+    /// What the host said: it has no descriptors or threads left.
+    pub fn new(card: Card, serve: Serve, jail: Jail) -> io::Result<Self> {
         let sources = Arc::new(Sources::new()?);
         let (commands, receiver) = channel();
         let link_up = Arc::new(AtomicBool::new(true));
-        let join = start(Port::new(receiver, Arc::clone(&sources), Arc::clone(&link_up)))?;
+        let port = Port::new(receiver, Arc::clone(&sources));
+        let shared = Arc::clone(&link_up);
+        let thread = jail.spawn(Role::Net, "net", move || worker::run(port, serve, &shared))?;
         let card = Card { features: features::consistent(card.features & features::ALL), ..card };
         Ok(Self {
             card,
             queue_sizes: [card.ring_size, card.ring_size, CONTROL_RING],
             sources,
             commands,
-            join: Some(join),
+            worker: Some(thread),
             link_up,
             active: false,
         })
@@ -158,11 +154,10 @@ impl VirtioDevice for Net {
     }
 
     fn shutdown(&mut self) -> io::Result<()> {
-        let Some(join) = self.join.take() else { return Ok(()) };
+        let Some(worker) = self.worker.take() else { return Ok(()) };
         self.active = false;
         self.command(Command::Stop);
-        join();
-        Ok(())
+        worker.join().map_err(|_| io::Error::other("the net thread panicked"))
     }
 }
 

@@ -6,8 +6,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvError, SyncSender, TryRecvError};
 
 use openshell_usernet::link::HEAD_LEN;
 use openshell_usernet::{Frame, Link, LinkFull, Offload, Offloads};
@@ -53,12 +52,9 @@ impl Sources {
 pub struct Port {
     commands: Receiver<Command>,
     sources: Arc<Sources>,
-    link_up: Arc<AtomicBool>,
     link: Option<Box<QueueLink>>,
     /// Who waits for the reset under way.
     waiting: Option<SyncSender<()>>,
-    /// Nothing is sent any more.
-    down: bool,
     ended: bool,
 }
 
@@ -69,12 +65,33 @@ impl std::fmt::Debug for Port {
 }
 
 impl Port {
-    pub(super) fn new(
-        commands: Receiver<Command>,
-        sources: Arc<Sources>,
-        link_up: Arc<AtomicBool>,
-    ) -> Self {
-        Self { commands, sources, link_up, link: None, waiting: None, down: false, ended: false }
+    pub(super) fn new(commands: Receiver<Command>, sources: Arc<Sources>) -> Self {
+        Self { commands, sources, link: None, waiting: None, ended: false }
+    }
+
+    /// Whether there is a driver.
+    pub(super) fn is_active(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Whether the owner waits for [`PacketLink::finish_reset`].
+    pub(super) fn is_resetting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Sleeps until there is a command and obeys it.
+    pub(super) fn wait(&mut self) -> LinkEvent {
+        match self.commands.recv() {
+            Ok(command) => self.obey(command),
+            Err(RecvError) => self.end(),
+        }
+    }
+
+    /// Tells the driver that the configuration changed.
+    pub(super) fn raise_config(&self) {
+        if let Some(link) = &self.link {
+            link.raise_config();
+        }
     }
 
     fn obey_all(&mut self) -> LinkEvent {
@@ -119,9 +136,7 @@ impl Link for Port {
 
     /// Without a driver the frame is lost, as on a cable that is not plugged in.
     fn send(&mut self, offload: Offload, head: &[u8], body: &[&[u8]]) -> Result<(), LinkFull> {
-        let plugged = !self.down && self.waiting.is_none();
-        let link = self.link.as_mut().filter(|_| plugged);
-        link.map_or(Ok(()), |link| link.send(offload, head, body))
+        self.link.as_mut().map_or(Ok(()), |link| link.send(offload, head, body))
     }
 }
 
@@ -145,27 +160,15 @@ impl PacketLink for Port {
     }
 
     fn next_frame<'a>(&mut self, head: &'a mut [u8; HEAD_LEN]) -> Option<Frame<'a, GuestBytes>> {
-        self.link.as_mut().filter(|_| self.waiting.is_none())?.next_frame(head)
+        self.link.as_mut()?.next_frame(head)
     }
 
     fn end_turn(&mut self) -> bool {
-        if self.waiting.is_some() {
-            // The stack failed at the reset: what it held went with it.
-            self.finish_reset();
-        }
         self.link.as_mut().is_some_and(|link| link.end_turn())
     }
 
     fn has_ended(&self) -> bool {
         self.ended
-    }
-
-    fn down(&mut self) {
-        self.down = true;
-        self.link_up.store(false, Ordering::SeqCst);
-        if let Some(link) = &self.link {
-            link.raise_config();
-        }
     }
 
     fn finish_reset(&mut self) {

@@ -142,7 +142,7 @@ impl Rule {
             }
     }
 
-    /// Whether it decides about an answer that holds `address`: an answer is worth giving if anything there may be reached. A
+    /// Whether it decides about an answer that holds `address`, which is not public: an answer is worth giving if anything there may be reached. A
     /// permission to look a name up is none to be led anywhere.
     pub(super) fn matches_answer(&self, address: IpAddr, kind: Kind) -> bool {
         self.protocol != Some(Protocol::Dns)

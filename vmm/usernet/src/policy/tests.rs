@@ -278,7 +278,9 @@ fn a_wide_range_opens_neither_the_host_nor_metadata_in_it() {
         ("deny 64:ff9b::/96", "64:ff9b::1.1.1.1"),
     ] {
         let verdicts = all_four(&policy(&[rule]), &scene(), ip(address));
-        assert!(verdicts.iter().all(|v| *v == Err(Denied::Rule(0))), "{rule}: {address}");
+        let [flows @ .., answer] = verdicts;
+        assert_eq!(flows, [Err(Denied::Rule(0)); 3], "{rule}: {address}");
+        assert_eq!(answer, Ok(Route::Stack), "it is public");
     }
 }
 
@@ -398,8 +400,10 @@ fn names_and_answers_follow_what_may_be_reached() {
         (&["allow tcp:10.0.0.0/24:443"], "10.0.1.7", false),
         (&["allow *.example.org"], "10.0.0.7", false),
         (&["deny tcp:1.1.1.1:25"], "1.1.1.1", true),
-        (&["deny 1.1.1.1"], "1.1.1.1", false),
-        (&["deny public"], "1.1.1.1", false),
+        (&["deny 1.1.1.1"], "1.1.1.1", true),
+        (&["allow *.example.org", "allow dns:any", "deny any"], "1.1.1.1", true),
+        (&["deny 10.0.0.0/24", "allow private"], "10.0.0.7", false),
+        (&["deny tcp:10.0.0.0/24", "allow private"], "10.0.0.7", true),
         (&["allow host:17670"], "10.1.2.3", true),
         (&["allow dns:any"], "10.0.0.7", false),
     ] {
@@ -573,8 +577,8 @@ fn a_replaced_policy_ends_what_it_no_longer_allows() {
 fn refusals_are_told_with_their_names_and_are_bounded() {
     let mut egress = Egress::new(policy(&["deny 1.1.1.1:25", "deny evil.example"]).into(), scene());
     let address = ip("1.1.1.1");
-    egress.answer(NOW, "mail.example", address, Duration::ZERO).unwrap();
-    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), Duration::ZERO).is_err());
+    egress.answer(NOW, "mail.example", address, Some(Duration::ZERO)).unwrap();
+    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), None).is_err());
     assert!(egress.name(NOW, "evil.example").is_err());
     assert!(egress.flow(NOW, Transport::Tcp, SocketAddr::new(address, 25)).is_err());
     assert!(egress.echo(NOW, ip("127.0.0.1")).is_err());
