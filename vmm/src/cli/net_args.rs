@@ -26,6 +26,9 @@ pub(super) struct NetArgs {
     /// Ask this resolver instead of the host's; may be given several times
     #[arg(long, value_name = "ADDR[:PORT]")]
     dns: Vec<String>,
+    /// Read resolvers from FILE, again whenever it changes [default: /etc/resolv.conf]
+    #[arg(long, value_name = "FILE", conflicts_with = "dns")]
+    resolv_conf: Option<PathBuf>,
     /// Largest packet in bytes, 576 to 65520 [default: 1500]
     #[arg(long, value_name = "N")]
     mtu: Option<String>,
@@ -57,6 +60,7 @@ impl NetArgs {
             deny: self.deny,
             policy: self.net_policy,
             dns: self.dns.iter().map(|text| NetSpec::parse_dns(text)).collect::<Result<_, _>>()?,
+            resolv_conf: self.resolv_conf,
             mtu: self.mtu.as_deref().map(Mtu::parse).transpose()?,
             mac: self.mac.as_deref().map(MacAddress::parse).transpose()?,
             pcap: self.pcap,

@@ -35,6 +35,8 @@ pub struct NetSpec {
     pub policy: Option<PathBuf>,
     /// Resolvers to ask, in order, instead of the host's.
     pub dns: Vec<SocketAddr>,
+    /// The file that names the host's resolvers, where it is not the usual one.
+    pub resolv_conf: Option<PathBuf>,
     /// Largest packet in bytes.
     pub mtu: Option<Mtu>,
     /// The guest's hardware address.
@@ -65,6 +67,7 @@ impl NetSpec {
             deny: list(self.deny, file.deny),
             policy: self.policy.or(file.policy),
             dns: list(self.dns, file.dns),
+            resolv_conf: self.resolv_conf.or(file.resolv_conf),
             mtu: self.mtu.or(file.mtu),
             mac: self.mac.or(file.mac),
             pcap: self.pcap.or(file.pcap),
@@ -430,6 +433,7 @@ struct Table {
     policy: Option<PathBuf>,
     #[serde(default)]
     dns: Vec<String>,
+    resolv_conf: Option<PathBuf>,
     mtu: Option<u16>,
     mac: Option<String>,
     pcap: Option<PathBuf>,
@@ -466,6 +470,7 @@ impl Table {
             deny: self.deny,
             policy: self.policy,
             dns: each(&self.dns, resolver)?,
+            resolv_conf: self.resolv_conf,
             mtu: self.mtu.map(mtu).transpose()?,
             mac: self.mac.as_deref().map(|text| one(text, MacAddress::read)).transpose()?,
             pcap: self.pcap,
@@ -612,6 +617,7 @@ allow = ["private"]
 deny = ["192.0.2.0/24"]
 policy = "policy.toml"
 dns = ["192.0.2.1"]
+resolv_conf = "resolv.conf"
 mtu = 9000
 mac = "5a:94:ef:e4:0c:ee"
 pcap = "out.pcap"
@@ -630,6 +636,7 @@ ring = 512
             deny: vec!["192.0.2.0/24".into()],
             policy: Some("policy.toml".into()),
             dns: vec![NetSpec::parse_dns("192.0.2.1").unwrap()],
+            resolv_conf: Some("resolv.conf".into()),
             mtu: Some(Mtu::parse("9000").unwrap()),
             mac: Some(MacAddress::GUEST),
             pcap: Some("out.pcap".into()),

@@ -24,8 +24,8 @@ pub struct HostPlan {
     pub policy: Arc<Policy>,
     /// Published ports, listening.
     pub ports: Vec<PublishedPort>,
-    /// Resolvers to ask; none: the host's.
-    pub resolvers: Vec<SocketAddr>,
+    /// Resolvers to ask.
+    pub resolvers: Resolvers,
     /// Where frames are written.
     pub capture: Option<CaptureFiles>,
     /// Each way.
@@ -33,6 +33,18 @@ pub struct HostPlan {
     /// Each way.
     pub packets_per_second: Option<u64>,
 }
+
+/// Resolvers to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolvers {
+    /// These, in this order.
+    These(Vec<SocketAddr>),
+    /// Those that this file names at the time, usually /etc/resolv.conf.
+    Of(PathBuf),
+}
+
+/// Where hosts name their resolvers.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The two files of a capture, which take turns: the newest frames are always in one of them.
 #[derive(Debug)]
@@ -135,7 +147,12 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
     Ok(HostPlan {
         policy,
         ports,
-        resolvers: spec.dns.clone(),
+        resolvers: if spec.dns.is_empty() {
+            let path = spec.resolv_conf.as_deref().unwrap_or(Path::new(RESOLV_CONF));
+            Resolvers::Of(path.to_owned())
+        } else {
+            Resolvers::These(spec.dns.clone())
+        },
         capture: spec.pcap.as_deref().map(capture).transpose()?,
         bytes_per_second: spec.bw.map(|rate| rate.0),
         packets_per_second: spec.pps,

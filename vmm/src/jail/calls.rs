@@ -7,8 +7,9 @@ use std::ffi::c_long;
 const PAGE: usize = 4096;
 
 /// The name of a case, the number of the call that ends it, and what makes the call.
-pub(super) const FORBIDDEN: [(&str, c_long, fn()); 18] = [
+pub(super) const FORBIDDEN: [(&str, c_long, fn()); 19] = [
     ("open", libc::SYS_openat, || drop(std::fs::File::open("/dev/null"))),
+    ("create", libc::SYS_openat, || drop(std::fs::File::create("/nowhere/at/all"))),
     ("remove-dir", libc::SYS_rmdir, || drop(std::fs::remove_dir("/nowhere/at/all"))),
     ("rename", libc::SYS_rename, || drop(std::fs::rename("/nowhere/at/all", "/nowhere/else"))),
     ("thread", libc::SYS_clone3, || raw(libc::SYS_clone3, [0; 6], false)),

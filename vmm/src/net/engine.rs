@@ -18,11 +18,13 @@ use openshell_usernet::{Config, Counters, FlowId, Instant, Io, Payload, Stack};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::net_plan::CaptureFiles;
 use crate::config::publish::PublishedPort;
 use crate::sys::random;
 
 use super::addresses::Addresses;
 use super::link::{LinkEvent, PacketLink};
+use super::port::{Limits, Port, Recorder};
 use super::sockets::{HostSockets, SocketCounters};
 
 /// Events taken from the kernel at once.
@@ -51,6 +53,12 @@ pub struct Setup {
     pub ports: Vec<PublishedPort>,
     /// Sockets at most.
     pub sockets: usize,
+    /// Where frames are written.
+    pub capture: Option<CaptureFiles>,
+    /// What may pass.
+    pub limits: Limits,
+    /// The host's resolvers, until others are told.
+    pub resolvers: Vec<SocketAddr>,
 }
 
 /// What is asked of the thread.
@@ -127,6 +135,9 @@ pub struct Host {
     commands: Receiver<Command>,
     bell: Arc<EventFd>,
     addresses: Option<Addresses>,
+    resolvers: Vec<SocketAddr>,
+    recorder: Option<Recorder>,
+    limits: Limits,
     began: HostInstant,
     told: Counters,
 }
@@ -158,6 +169,9 @@ impl Host {
             commands,
             bell: Arc::clone(&bell),
             addresses,
+            resolvers: setup.resolvers,
+            recorder: setup.capture.map(|files| Recorder::new(files, Instant::from_nanos(0))),
+            limits: setup.limits,
             began: HostInstant::now(),
             told: Counters::default(),
         };
@@ -177,9 +191,19 @@ impl Host {
             watch(&self.epoll, source.fd, kind::LINK, source.number.into(), both)?;
         }
         self.sockets.close_all();
-        let stack = Stack::new(self.config.clone(), key()?);
-        let engine = Engine { host: self, stack, link, frames: true, waiting: VecDeque::new() };
+        let mut recorder = self.recorder.take();
+        let mut limits = self.limits.clone();
+        // Somebody may have waited since before the epoll instance was asked.
+        let waiting = (0..self.sockets.forwards().len()).map(forward_id).collect();
+        let engine = Engine {
+            stack: Stack::new(self.config.clone(), key()?),
+            port: Port::new(link, &mut recorder, &mut limits, self.now()),
+            host: self,
+            frames: true,
+            waiting,
+        };
         let end = engine.run();
+        self.recorder = recorder;
         for source in sources {
             self.epoll.ctl(ControlOperation::Delete, source.fd, EpollEvent::default()).ok();
         }
@@ -212,7 +236,7 @@ fn watch(epoll: &Epoll, fd: i32, kind: u8, number: u64, events: EventSet) -> io:
 struct Engine<'a, L: PacketLink> {
     host: &'a mut Host,
     stack: Stack<L::Payload>,
-    link: &'a mut L,
+    port: Port<'a, L>,
     /// There may be frames though no event says so.
     frames: bool,
     /// Ports at which somebody may wait, likewise.
@@ -228,6 +252,7 @@ struct Ready {
 
 impl<L: PacketLink> Engine<'_, L> {
     fn run(mut self) -> io::Result<End> {
+        self.stack.set_resolvers(&self.host.resolvers);
         let end = self.turns();
         self.host.told = *self.stack.counters();
         end
@@ -250,8 +275,8 @@ impl<L: PacketLink> Engine<'_, L> {
                 }
             }
             self.turn(&mut ready);
-            self.frames |= self.link.end_turn();
-            if self.link.has_ended() {
+            self.frames |= self.port.end_turn();
+            if self.port.has_ended() {
                 return Ok(End::LinkEnded);
             }
         }
@@ -262,7 +287,8 @@ impl<L: PacketLink> Engine<'_, L> {
         if self.frames || !self.waiting.is_empty() {
             return 0;
         }
-        let Some(deadline) = self.stack.next_deadline() else { return -1 };
+        let deadlines = [self.stack.next_deadline(), self.port.deadline()];
+        let Some(deadline) = deadlines.into_iter().flatten().min() else { return -1 };
         let wait = deadline.since(self.host.now());
         // Rounded up: a wait that ends early would be waited again.
         i32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
@@ -282,7 +308,7 @@ impl<L: PacketLink> Engine<'_, L> {
             }
             kind::LINK => return self.on_link(number, writable, ready),
             kind::BELL => return self.obey(),
-            kind::FORWARD => self.waiting.push_back(ForwardId(number.into())),
+            kind::FORWARD => self.waiting.push_back(forward_id(number.into())),
             _ => self.on_addresses(),
         }
         None
@@ -290,14 +316,15 @@ impl<L: PacketLink> Engine<'_, L> {
 
     fn on_link(&mut self, number: u8, writable: bool, ready: &mut Ready) -> Option<End> {
         self.frames = true;
-        match self.link.on_ready(number, writable) {
+        match self.port.on_ready(number, writable) {
             Ok(LinkEvent::Frames) => {}
             Ok(LinkEvent::Room) => ready.room = true,
             Ok(LinkEvent::Reset) => {
                 let now = self.host.now();
-                let mut io = Io { link: &mut *self.link, sockets: &mut self.host.sockets };
+                let mut io = Io { link: &mut self.port, sockets: &mut self.host.sockets };
                 self.stack.link_reset(now, &mut io);
-                self.link.finish_reset();
+                self.port.let_go();
+                self.port.finish_reset();
             }
             Ok(LinkEvent::Ended) | Err(_) => return Some(End::LinkEnded),
         }
@@ -312,7 +339,10 @@ impl<L: PacketLink> Engine<'_, L> {
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Some(End::Stopped),
                 // Who asked may have gone.
                 Ok(Command::Tell(to)) => drop(to.try_send(self.report())),
-                Ok(Command::Resolvers(_resolvers)) => {}
+                Ok(Command::Resolvers(resolvers)) => {
+                    self.stack.set_resolvers(&resolvers);
+                    self.host.resolvers = resolvers;
+                }
                 Err(TryRecvError::Empty) => return None,
             }
         }
@@ -321,17 +351,22 @@ impl<L: PacketLink> Engine<'_, L> {
     fn on_addresses(&mut self) {
         let Some(addresses) = &mut self.host.addresses else { return };
         if addresses.read() {
-            let _owned: Vec<std::net::IpAddr> = addresses.all().collect();
+            self.host.config.host_addresses = addresses.all().collect();
+            let (now, owned) = (self.host.now(), self.host.config.host_addresses.clone());
+            let mut io = Io { link: &mut self.port, sockets: &mut self.host.sockets };
+            self.stack.set_host_addresses(now, owned, &mut io);
         }
     }
 
     fn turn(&mut self, ready: &mut Ready) {
         let now = self.host.now();
-        let mut io = Io { link: &mut *self.link, sockets: &mut self.host.sockets };
+        let (frames, room) = self.port.begin_turn(now);
+        self.frames |= frames;
+        let mut io = Io { link: &mut self.port, sockets: &mut self.host.sockets };
         if self.stack.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.stack.run_timers(now, &mut io);
         }
-        if ready.room {
+        if ready.room || room {
             self.stack.link_ready(now, &mut io);
         }
         if self.frames {
@@ -372,6 +407,11 @@ fn take_frames<L: PacketLink>(
         }
     }
     true
+}
+
+/// The port in place `number`, of which there are a few hundred at most.
+fn forward_id(number: usize) -> ForwardId {
+    ForwardId(u16::try_from(number).unwrap_or(u16::MAX))
 }
 
 /// A secret of the stack's.

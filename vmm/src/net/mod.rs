@@ -5,9 +5,13 @@
 //! Invariant: the thread never waits anywhere but in its epoll, and opens no file by a name that came from a guest or a peer.
 
 mod addresses;
+pub mod alone;
 mod buffer;
 pub mod engine;
 mod link;
+mod port;
+pub mod resolvers;
+mod setup;
 mod sockets;
 pub mod stream;
 pub mod tap;
@@ -16,4 +20,5 @@ pub mod vnet_header;
 
 pub use buffer::FrameBytes;
 pub use link::{Iovecs, LinkEvent, PacketLink, Source};
+pub use port::Limits;
 pub use sockets::{HostSockets, SocketCounters};

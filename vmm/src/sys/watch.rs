@@ -7,7 +7,7 @@
 use std::ffi::{CString, c_int};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -23,17 +23,18 @@ const ADDRESS_HEADER: usize = 8;
 pub fn directories<'a>(directories: impl Iterator<Item = &'a Path>) -> io::Result<OwnedFd> {
     // SAFETY: takes numbers only.
     let fd = owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })?;
-    let events = libc::IN_CLOSE_WRITE
-        | libc::IN_MOVED_TO
-        | libc::IN_CREATE
-        | libc::IN_DELETE
-        | libc::IN_ATTRIB;
     for directory in directories {
-        let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else { continue };
-        // SAFETY: `path` ends in a zero byte and outlives the call. What fails is not watched.
-        unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), events) };
+        add(fd.as_fd(), directory);
     }
     Ok(fd)
+}
+
+/// Adds a directory to those that `watch` tells of; one that is not there is left out.
+pub fn add(watch: BorrowedFd<'_>, directory: &Path) {
+    let events = libc::IN_CLOSE_WRITE | libc::IN_MOVED_TO | libc::IN_CREATE | libc::IN_DELETE;
+    let Ok(path) = CString::new(directory.as_os_str().as_bytes()) else { return };
+    // SAFETY: `path` ends in a zero byte and outlives the call.
+    unsafe { libc::inotify_add_watch(watch.as_raw_fd(), path.as_ptr(), events) };
 }
 
 /// Reads and forgets what waits in a descriptor that only tells that something happened; whether anything did.
@@ -177,7 +178,6 @@ fn half(bytes: &[u8]) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::time::{Duration, Instant};
 
     use proptest::prelude::*;

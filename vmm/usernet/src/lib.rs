@@ -18,15 +18,20 @@ pub mod flow;
 pub mod fragments;
 pub mod limits;
 pub mod link;
+#[cfg(any(test, fuzzing))]
+pub mod mock;
 pub mod pcap;
 pub mod policy;
 pub mod resolv;
+pub mod ring;
 pub mod siphash;
 pub mod sockets;
 pub mod stack;
 pub mod table;
+mod tcp;
 pub mod time;
 pub mod timers;
+pub mod turn;
 pub mod wire;
 
 pub use config::Config;
