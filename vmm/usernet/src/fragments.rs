@@ -142,16 +142,21 @@ impl Fragments {
         Ok(self.remove(at).map(|partial| partial.bytes))
     }
 
-    /// Forgets what is too old. The next moment at which something will be, if anything is kept.
-    pub fn expire(&mut self, now: Instant) -> Option<Instant> {
+    /// Forgets what is too old.
+    pub fn expire(&mut self, now: Instant) {
         while let Some(first) = self.partials.front() {
             if now.since(first.since) < self.limits.age {
-                return Some(first.since + self.limits.age);
+                return;
             }
             self.expired += 1;
             self.remove(0);
         }
-        None
+    }
+
+    /// When something will be too old, if anything is kept.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.partials.front().map(|first| first.since + self.limits.age)
     }
 
     /// Datagrams that are not complete, and bytes kept of them.

@@ -1,5 +1,7 @@
 //! What every part of the stack has at hand while one call into it lasts.
 
+use std::fmt;
+
 use crate::Instant;
 use crate::counters::Counters;
 use crate::link::{Link, LinkFull, Offload, Payload};
@@ -17,6 +19,12 @@ pub struct Turn<'t, P> {
     pub counters: &'t mut Counters,
     /// Whether the link refused a frame and has not said since that there is room again.
     pub link_full: &'t mut bool,
+}
+
+impl<P> fmt::Debug for Turn<'_, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").field("now", &self.now).finish_non_exhaustive()
+    }
 }
 
 impl<P: Payload> Turn<'_, P> {

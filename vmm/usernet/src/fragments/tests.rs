@@ -6,29 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-
-#[derive(Debug, Clone)]
-struct Bytes(Vec<u8>);
-
-impl Payload for Bytes {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn skip(&mut self, count: usize) {
-        self.0.drain(..count.min(self.0.len()));
-    }
-
-    fn truncate(&mut self, count: usize) {
-        self.0.truncate(count);
-    }
-
-    fn copy_to(&self, out: &mut [u8]) -> usize {
-        let len = out.len().min(self.0.len());
-        out[..len].copy_from_slice(&self.0[..len]);
-        len
-    }
-}
+use crate::scripted::Bytes;
 
 fn key(identification: u32) -> DatagramKey {
     DatagramKey {
@@ -130,11 +108,14 @@ fn impossible_fragments_are_dropped() {
 #[test]
 fn a_datagram_is_given_up_after_its_time() {
     let mut fragments = Fragments::new(Limits::default());
-    assert_eq!(fragments.expire(at(0)), None);
+    fragments.expire(at(0));
+    assert_eq!(fragments.next_deadline(), None);
     assert_eq!(add(&mut fragments, at(10), 7, (0, 8, true)), Ok(None));
     assert_eq!(add(&mut fragments, at(12), 8, (0, 8, true)), Ok(None));
-    assert_eq!(fragments.expire(at(14)), Some(at(15)));
-    assert_eq!(fragments.expire(at(15)), Some(at(17)));
+    for (now, next) in [(14, 15), (15, 17)] {
+        fragments.expire(at(now));
+        assert_eq!(fragments.next_deadline(), Some(at(next)));
+    }
     assert_eq!((fragments.kept(), fragments.lost()), ((1, 8), (1, 0)));
     // The rest of the first one does not complete it any more; it does complete the second one.
     assert_eq!(add(&mut fragments, at(16), 7, (8, 16, false)), Ok(None));
@@ -247,7 +228,8 @@ proptest! {
             let stored: usize = fragments.partials.iter().map(|partial| partial.bytes.len()).sum();
             prop_assert_eq!(bytes, stored);
         }
-        prop_assert!(fragments.expire(at(now + 5)).is_none());
+        fragments.expire(at(now + 5));
+        prop_assert_eq!(fragments.next_deadline(), None);
         prop_assert_eq!(fragments.kept(), (0, 0));
     }
 }
