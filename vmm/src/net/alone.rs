@@ -148,10 +148,13 @@ pub fn run(
     let alone = Alone { signals, end, seccomp };
     match side {
         Side::Tap { name, netns, plain } => {
-            let link =
-                TapLink::open(name, netns.as_deref(), mtu.bytes(), !plain).map_err(|source| {
-                    AloneError::Tap { name: name.clone(), netns: netns.clone(), source }
-                })?;
+            let opened = TapLink::open(name, netns.as_deref(), mtu.bytes(), !plain)
+                .and_then(|link| link.agree_on_address(spec.mac).map(|mac| (link, mac)));
+            let (link, mac) = opened.map_err(|source| AloneError::Tap {
+                name: name.clone(),
+                netns: netns.clone(),
+                source,
+            })?;
             say.say(&format!("the network stack is on the tap {name}\n"));
             alone.serve(plan, (mac, mtu), link, say)
         }
