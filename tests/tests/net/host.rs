@@ -1,14 +1,14 @@
 //! The host under the stack: its network goes and comes, its ports are taken, its other links.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use openshell_tests::machine::fixture;
 
-use crate::rig::{Beside, DEADLINE, Rig, WORLD, eventually, output};
+use crate::rig::{Beside, DEADLINE, Rig, WORLD, eventually};
 
 #[test]
 fn a_network_that_comes_back_is_used_at_once() {
@@ -148,6 +148,4 @@ fn a_stack_without_a_resolver_says_so_and_serves_the_rest() {
     let said = String::from_utf8(said.stderr).unwrap();
     assert!(said.starts_with("warning: no resolver in "), "{said}");
     assert!(said.contains("the network stack waits at"), "{said}");
-    drop(output(&mut Command::new("true")));
-    drop(TcpStream::connect("127.0.0.1:1").unwrap_err());
 }
