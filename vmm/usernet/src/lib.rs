@@ -22,6 +22,7 @@ pub mod fragments;
 pub mod icmp;
 pub mod limits;
 pub mod link;
+pub mod ndp;
 pub mod policy;
 #[cfg(test)]
 mod scripted;
