@@ -261,7 +261,8 @@ impl Datagrams {
             IpAddr::V4(_) => ip.protocol == protocol::UDP,
             IpAddr::V6(_) => ip.protocol == protocol::ICMPV6,
         };
-        if !self.is_guest(ip.source) && !(asks && ip.source.is_unspecified()) {
+        let nobody = asks && ip.source.is_unspecified();
+        if !nobody && !self.is_guest(ip.source) {
             turn.counters.spoofed += 1;
             return None;
         }

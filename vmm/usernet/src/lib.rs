@@ -22,14 +22,18 @@ pub mod fragments;
 pub mod icmp;
 pub mod limits;
 pub mod link;
+#[cfg(any(test, fuzzing))]
+pub mod mock;
 pub mod ndp;
 pub mod policy;
+pub mod ring;
 #[cfg(test)]
 mod scripted;
 pub mod siphash;
 pub mod sockets;
 pub mod stack;
 pub mod table;
+mod tcp;
 pub mod time;
 pub mod timers;
 pub mod turn;
