@@ -2,8 +2,11 @@
 //!
 //! Every bound has the default that the documentation promises. Pure values.
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::policy::{Places, Policy};
 use crate::wire::{Mac, Macs};
 
 /// The protocol of a published port.
@@ -77,6 +80,14 @@ impl Default for Bounds {
 pub struct Config {
     /// Ours and the guest's hardware address. Frames from another are ignored.
     pub macs: Macs,
+    /// The addresses of the guest's network.
+    pub v4: Places,
+    /// The same for IPv6, where the guest has it.
+    pub v6: Option<Places>,
+    /// The addresses that interfaces of the host have.
+    pub host_addresses: Vec<IpAddr>,
+    /// What the guest may reach.
+    pub policy: Arc<Policy>,
     /// The link's MTU in bytes, at least 576.
     pub mtu: u16,
     /// Published ports, in the order of their [`crate::sockets::ForwardId`].
@@ -92,6 +103,10 @@ impl Default for Config {
                 gateway: Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd]),
                 guest: Mac([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]),
             },
+            v4: Places::default(),
+            v6: None,
+            host_addresses: Vec::new(),
+            policy: Arc::default(),
             mtu: 1_500,
             forwards: Vec::new(),
             bounds: Bounds::default(),

@@ -64,6 +64,48 @@ counters! {
     tcp_parked,
     /// Times that the guest had no room for a frame.
     link_full,
+    /// Datagrams to the guest that were dropped: too many waited, or no packet holds them.
+    datagrams_dropped,
+    /// UDP flows that the guest began.
+    udp_opened,
+    /// UDP flows that came in at published ports.
+    udp_accepted,
+    /// UDP flows that made room for others.
+    udp_evicted,
+    /// UDP flows that ended because nothing came for a while.
+    udp_expired,
+    /// UDP flows that could not be opened, or whose sockets went on failing.
+    udp_failed,
+    /// Datagrams of the guest that the host refused, at once or later.
+    udp_send_errors,
+    /// Echo requests that were answered here.
+    echo_answered,
+    /// Echo requests that went on to others.
+    echo_sent,
+    /// Echo replies of others.
+    echo_received,
+    /// Echo requests that exceeded their pace.
+    echo_limited,
+    /// Echo requests that the host did not send: it may not, or it had no room.
+    echo_failed,
+    /// Echo identifiers that made room for others.
+    echo_evicted,
+    /// ICMP errors to the guest.
+    icmp_errors_sent,
+    /// ICMP errors that exceeded their pace.
+    icmp_errors_limited,
+    /// Fragments from the guest that were dropped.
+    fragments_dropped,
+    /// Datagrams from the guest that came in fragments.
+    fragments_joined,
+    /// ARP requests and neighbor solicitations that were answered.
+    neighbors_answered,
+    /// DHCP messages that were answered.
+    dhcp_answered,
+    /// DHCP messages that were not.
+    dhcp_ignored,
+    /// Flows that ended because a new policy refuses them.
+    policy_swept,
 }
 
 #[cfg(test)]

@@ -12,20 +12,33 @@
 pub mod arp;
 pub mod config;
 pub mod counters;
+pub mod datagrams;
+pub mod delivery;
 pub mod dhcp;
 pub mod dns;
+pub mod echo;
 pub mod flow;
+pub mod fragments;
+pub mod icmp;
 pub mod limits;
 pub mod link;
+#[cfg(any(test, fuzzing))]
+pub mod mock;
 pub mod pcap;
 pub mod policy;
 pub mod resolv;
+pub mod ring;
+#[cfg(test)]
+mod scripted;
 pub mod siphash;
 pub mod sockets;
 pub mod stack;
 pub mod table;
+mod tcp;
 pub mod time;
 pub mod timers;
+pub mod turn;
+pub mod udp;
 pub mod wire;
 
 pub use config::Config;

@@ -1,14 +1,20 @@
-//! The stack: what arrives is handed to the part that it concerns, and what is left for the end of a turn is done there.
+//! The stack: its entry points, and the turn that each of them is.
 //!
 //! A turn of the caller's event loop is: frames from the guest, events of sockets, timers, in any order and number, then
 //! [`Stack::flush`]. Invariant: after `flush`, whatever the stack still has to do waits for an event, for room at the link, or for
 //! the moment that [`Stack::next_deadline`] names. Runs on the caller's thread.
 
+mod core;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use self::core::Core;
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::siphash::SipKey;
+use crate::policy::Policy;
 use crate::sockets::{ForwardId, Readiness};
-use crate::wire::{EthernetHeader, Part};
+use crate::turn::Turn;
 use crate::{FlowId, Frame, Instant, Link, Payload, Sockets};
 
 /// The two sides of a stack, as long as one call lasts.
@@ -23,22 +29,35 @@ pub struct Io<'a, L, S> {
 /// The network of one guest. `P` is what payload from the guest consists of.
 #[derive(Debug)]
 pub struct Stack<P> {
-    config: Config,
-    secret: SipKey,
+    core: Core<P>,
     counters: Counters,
-    payload: std::marker::PhantomData<P>,
+    link_full: bool,
 }
 
 impl<P: Payload> Stack<P> {
     /// A stack. `key` is random and never used again: sequence numbers and places in tables depend on it.
     #[must_use]
     pub fn new(config: Config, key: [u8; 16]) -> Self {
-        Self {
-            config,
-            secret: SipKey::new(key),
-            counters: Counters::default(),
-            payload: std::marker::PhantomData,
-        }
+        Self { core: Core::new(config, key), counters: Counters::default(), link_full: false }
+    }
+
+    fn turn<L, S>(
+        &mut self,
+        now: Instant,
+        io: &mut Io<'_, L, S>,
+        action: impl FnOnce(&mut Core<P>, &mut Turn<'_, P>),
+    ) where
+        L: Link<Payload = P>,
+        S: Sockets<P>,
+    {
+        let mut turn = Turn {
+            now,
+            link: &mut *io.link,
+            sockets: &mut *io.sockets,
+            counters: &mut self.counters,
+            link_full: &mut self.link_full,
+        };
+        action(&mut self.core, &mut turn);
     }
 
     /// A frame arrived from the guest. Its payload may be kept for a while: dropping it is what gives it back.
@@ -47,18 +66,7 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, &self.secret, io);
-        self.counters.guest_frames += 1;
-        self.counters.guest_bytes += frame.payload.len() as u64;
-        let Ok((header, _)) = EthernetHeader::parse(Part::frame(frame.head, frame.payload.len()))
-        else {
-            self.counters.malformed += 1;
-            return;
-        };
-        if header.source != self.config.macs.guest {
-            self.counters.spoofed += 1;
-        }
-        drop(frame);
+        self.turn(now, io, |core, turn| core.guest_frame(frame, turn));
     }
 
     /// Something has become possible on the socket of `flow`. One that was closed since is ignored.
@@ -72,7 +80,7 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, flow, readiness, io);
+        self.turn(now, io, |core, turn| core.socket_ready(flow, readiness, turn));
     }
 
     /// Somebody waits at a published port.
@@ -81,7 +89,7 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, forward, io);
+        self.turn(now, io, |core, turn| core.forward_ready(forward, turn));
     }
 
     /// The link has room again after a [`crate::LinkFull`].
@@ -90,7 +98,8 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, io);
+        self.link_full = false;
+        self.turn(now, io, Core::link_ready);
     }
 
     /// Does what is due by `now`; to be called when [`Self::next_deadline`] has come.
@@ -99,7 +108,7 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, io);
+        self.turn(now, io, Core::run_timers);
     }
 
     /// Ends a turn: sends to the sockets what frames brought, to the guest what sockets brought, and acknowledgments. It does a
@@ -109,23 +118,56 @@ impl<P: Payload> Stack<P> {
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, io);
+        self.turn(now, io, Core::flush);
     }
 
     /// When to call [`Self::run_timers`] and [`Self::flush`] though nothing else happens. `None`: when something happens.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        None
+        self.core.next_deadline(self.link_full)
     }
 
-    /// The guest has reset its network card: payloads that are held back are dropped at once. Flows stay; the guest's own protocols
-    /// tell what became of them.
+    /// Replaces what the guest may reach. Flows that stand and are not allowed any more end.
+    pub fn set_policy<L, S>(&mut self, now: Instant, policy: Arc<Policy>, io: &mut Io<'_, L, S>)
+    where
+        L: Link<Payload = P>,
+        S: Sockets<P>,
+    {
+        self.turn(now, io, |core, turn| core.set_policy(policy, turn));
+    }
+
+    /// The addresses that interfaces of the host have. Flows that stand are judged again.
+    pub fn set_host_addresses<L, S>(
+        &mut self,
+        now: Instant,
+        addresses: Vec<IpAddr>,
+        io: &mut Io<'_, L, S>,
+    ) where
+        L: Link<Payload = P>,
+        S: Sockets<P>,
+    {
+        self.turn(now, io, |core, turn| core.set_host_addresses(addresses, turn));
+    }
+
+    /// The host's resolvers, in the order in which they are asked.
+    pub fn set_resolvers(&mut self, resolvers: &[SocketAddr]) {
+        self.core.set_resolvers(resolvers);
+    }
+
+    /// The guest has reset its network card: payloads that are held back are dropped at once. Flows whose bytes were promised to
+    /// arrive end; of the others the guest's own protocols tell.
     pub fn link_reset<L, S>(&mut self, now: Instant, io: &mut Io<'_, L, S>)
     where
         L: Link<Payload = P>,
         S: Sockets<P>,
     {
-        let _ = (now, io);
+        self.turn(now, io, Core::link_reset);
+    }
+
+    /// How many TCP connections there are.
+    #[must_use]
+    pub const fn tcp_flows(&self) -> usize {
+        self.core.tcp_flows()
     }
 
     /// What happened so far.

@@ -60,6 +60,12 @@ impl Cidr {
         self.address
     }
 
+    /// Bits of its prefix.
+    #[must_use]
+    pub const fn len_bits(self) -> u8 {
+        self.len_bits
+    }
+
     /// Whether it is one address.
     #[must_use]
     pub const fn is_single(self) -> bool {

@@ -1,0 +1,1 @@
+//! Both ends at random: see the header.
