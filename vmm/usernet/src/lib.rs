@@ -25,7 +25,9 @@ pub mod link;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
 pub mod ndp;
+pub mod pcap;
 pub mod policy;
+pub mod resolv;
 pub mod ring;
 #[cfg(test)]
 mod scripted;

@@ -137,7 +137,7 @@ impl Egress {
         verdict.map(drop)
     }
 
-    /// Judges an address in the answer to `name`, and pins it when it may be given.
+    /// Judges an address in the answer to `name`. If the name leads to it for `ttl`, it is pinned when it may be given.
     ///
     /// # Errors
     /// Why the guest must not see it, which is counted.
@@ -146,11 +146,15 @@ impl Egress {
         now: Instant,
         name: &str,
         address: IpAddr,
-        ttl: Duration,
+        ttl: Option<Duration>,
     ) -> Result<(), Denied> {
         let verdict = self.policy.judge(&self.scene, &self.pins, now, &Request::Answer(address));
         match verdict {
-            Ok(_) => self.pins.pin(now, name, address, ttl),
+            Ok(_) => {
+                if let Some(ttl) = ttl {
+                    self.pins.pin(now, name, address, ttl);
+                }
+            }
             Err(why) => {
                 self.refused(
                     now,

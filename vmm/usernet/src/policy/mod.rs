@@ -225,10 +225,11 @@ impl Policy {
             Request::Answer(address) => {
                 let address = address.to_canonical();
                 let kind = kind(address, scene).map_err(Denied::Never)?;
-                let ruled = self.first(|rule| rule.matches_answer(address, kind));
-                // What a name leads to is judged again when it is dialled: a public answer gives nothing away.
-                let open = kind.group == Group::Public;
-                ruled.unwrap_or(if open { Ok(()) } else { Err(Denied::Group(kind.group)) })?;
+                // What a name leads to is judged when it is dialled; to know a public address gives nothing away.
+                if kind.group != Group::Public {
+                    let ruled = self.first(|rule| rule.matches_answer(address, kind));
+                    ruled.unwrap_or(Err(Denied::Group(kind.group)))?;
+                }
                 Ok(Route::Stack)
             }
             Request::Flow { transport, to, live } => {

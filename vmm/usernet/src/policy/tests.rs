@@ -278,7 +278,9 @@ fn a_wide_range_opens_neither_the_host_nor_metadata_in_it() {
         ("deny 64:ff9b::/96", "64:ff9b::1.1.1.1"),
     ] {
         let verdicts = all_four(&policy(&[rule]), &scene(), ip(address));
-        assert!(verdicts.iter().all(|v| *v == Err(Denied::Rule(0))), "{rule}: {address}");
+        let [flows @ .., answer] = verdicts;
+        assert_eq!(flows, [Err(Denied::Rule(0)); 3], "{rule}: {address}");
+        assert_eq!(answer, Ok(Route::Stack), "it is public");
     }
 }
 
@@ -398,8 +400,10 @@ fn names_and_answers_follow_what_may_be_reached() {
         (&["allow tcp:10.0.0.0/24:443"], "10.0.1.7", false),
         (&["allow *.example.org"], "10.0.0.7", false),
         (&["deny tcp:1.1.1.1:25"], "1.1.1.1", true),
-        (&["deny 1.1.1.1"], "1.1.1.1", false),
-        (&["deny public"], "1.1.1.1", false),
+        (&["deny 1.1.1.1"], "1.1.1.1", true),
+        (&["allow *.example.org", "allow dns:any", "deny any"], "1.1.1.1", true),
+        (&["deny 10.0.0.0/24", "allow private"], "10.0.0.7", false),
+        (&["deny tcp:10.0.0.0/24", "allow private"], "10.0.0.7", true),
         (&["allow host:17670"], "10.1.2.3", true),
         (&["allow dns:any"], "10.0.0.7", false),
     ] {
@@ -452,6 +456,41 @@ fn rules_that_can_never_decide_are_refused() {
     };
     assert!(Policy::new(many(256), Fallback::Public).is_ok());
     assert_eq!(Policy::new(many(257), Fallback::Public), Err(PolicyError::TooMany { count: 257 }));
+}
+
+#[test]
+fn rules_without_an_order_go_from_the_specific_to_the_wide() {
+    let order = [
+        "allow [2606::1]:80",
+        "deny 10.1.2.3",
+        "allow 10.1.2.3",
+        "deny 10.1.0.0/16:25",
+        "allow tcp:10.1.0.0/16",
+        "deny 10.1.0.0/16",
+        "allow 10.0.0.0/8",
+        "deny [2606::/32]",
+        "deny www.a.example",
+        "allow *.a.example:443",
+        "deny *.example",
+        "allow *",
+        "allow public:443",
+        "deny tcp:metadata",
+        "deny public",
+        "allow private",
+        "allow any:22",
+        "deny any",
+    ];
+    let expected: Vec<Rule> = order.map(|rule| rule.parse().unwrap()).into();
+    let mut rules = expected.clone();
+    rules.reverse();
+    rules.sort_by(Rule::by_specificity);
+    let [first, second] = [expected.clone(), rules]
+        .map(|rules| rules.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(first, second);
+    assert!(
+        Policy::new(expected, Fallback::Public).is_err(),
+        "two are the same but for the action"
+    );
 }
 
 #[test]
@@ -573,8 +612,8 @@ fn a_replaced_policy_ends_what_it_no_longer_allows() {
 fn refusals_are_told_with_their_names_and_are_bounded() {
     let mut egress = Egress::new(policy(&["deny 1.1.1.1:25", "deny evil.example"]).into(), scene());
     let address = ip("1.1.1.1");
-    egress.answer(NOW, "mail.example", address, Duration::ZERO).unwrap();
-    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), Duration::ZERO).is_err());
+    egress.answer(NOW, "mail.example", address, Some(Duration::ZERO)).unwrap();
+    assert!(egress.answer(NOW, "rebind.example", ip("10.0.0.1"), None).is_err());
     assert!(egress.name(NOW, "evil.example").is_err());
     assert!(egress.flow(NOW, Transport::Tcp, SocketAddr::new(address, 25)).is_err());
     assert!(egress.echo(NOW, ip("127.0.0.1")).is_err());
