@@ -304,14 +304,18 @@ fn dhcp() -> Seeds {
         ("inform", four(&[53, 1, 8, 255], &[(12, &address)])),
         ("rapid", four(&[53, 1, 1, 80, 0, 255], &[])),
         ("overload", four(&[52, 1, 3, 255], &[(108, &[53, 1, 3, 255]), (44, &[50, 4, 192, 168])])),
-        ("v6", [&[1, 1, 4][..], b"a.bc", &[11, 1, 2, 3, 0, 1, 0, 2, 9, 9, 0, 6, 0, 2, 0, 23]].concat()),
+        (
+            "v6",
+            [&[1, 1, 4][..], b"a.bc", &[11, 1, 2, 3, 0, 1, 0, 2, 9, 9, 0, 6, 0, 2, 0, 23]].concat(),
+        ),
     ]
 }
 
 /// Pause, more to come and number; offset; length; first byte.
 fn fragments() -> Seeds {
     let (more, slowly) = (8, 16);
-    let cut = |number: u8| [[more | number, 0, 2, 1], [more | number, 2, 2, 17], [number, 4, 5, 33]];
+    let cut =
+        |number: u8| [[more | number, 0, 2, 1], [more | number, 2, 2, 17], [number, 4, 5, 33]];
     let mut backwards = cut(2);
     backwards.reverse();
     let scattered: Vec<[u8; 4]> = (0..80).map(|at| [more | 4, at * 2, 1, at]).collect();
@@ -319,7 +323,10 @@ fn fragments() -> Seeds {
     vec![
         ("in-order", cut(2).concat()),
         ("backwards", backwards.concat()),
-        ("interleaved", [cut(2)[0], cut(4)[0], cut(2)[1], cut(4)[1], cut(4)[2], cut(2)[2]].concat()),
+        (
+            "interleaved",
+            [cut(2)[0], cut(4)[0], cut(2)[1], cut(4)[1], cut(4)[2], cut(2)[2]].concat(),
+        ),
         ("overlap", [cut(2)[0], [more | 2, 1, 2, 9], cut(2)[1], cut(2)[2]].concat()),
         ("slow", [[more | slowly * 15 | 2, 0, 2, 1], [slowly * 15, 0, 0, 0], cut(2)[1]].concat()),
         ("tcp", cut(7).concat()),
