@@ -296,7 +296,9 @@ impl Datagrams {
         }
     }
 
-    fn is_guest(&self, source: IpAddr) -> bool {
+    /// Whether the guest may send from `source`: IPv6 addresses it makes itself.
+    #[must_use]
+    pub fn is_guest(&self, source: IpAddr) -> bool {
         match source {
             IpAddr::V4(source) => source == self.guest,
             IpAddr::V6(source) => {
@@ -569,15 +571,15 @@ impl Datagrams {
         }
     }
 
-    /// Somebody waits at a published port.
+    /// Somebody waits at a published port. Whether more may wait there than was taken.
     pub fn forward_ready<P: Payload>(
         &mut self,
         forward: ForwardId,
         turn: &mut Turn<'_, P>,
         scene: &Scene,
-    ) {
+    ) -> bool {
         let port = self.forwards.get(usize::from(forward.0)).copied().flatten();
-        let Some(port) = port else { return };
+        let Some(port) = port else { return false };
         let gateway = IpAddr::V4(self.lease.router);
         // Whoever the guest could not answer, or would take for itself, is seen as the gateway.
         let seen_as = |peer: SocketAddr| {
@@ -590,7 +592,7 @@ impl Datagrams {
             SocketAddr::new(if near { gateway } else { ip }, peer.port())
         };
         let guest = Endpoint::new(IpAddr::V4(self.guest), port);
-        self.udp.forward_ready(forward, guest, seen_as, turn);
+        self.udp.forward_ready(forward, guest, seen_as, turn)
     }
 
     /// Something has become possible on the socket of a flow.
