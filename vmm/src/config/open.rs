@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 use super::failure::{FileRole, PlanError};
 use super::kernel::{KernelPlaces, Profile};
 use super::lock::{self, LockError};
+use super::net::{MacAddress, Mtu, NetMode, NetSpec};
 use super::plan::{
-    ConsolePlan, DiskLimits, DiskPlan, InputFile, KernelPlan, OverlayPlan, Plan, Tables, VsockPlan,
+    ConsolePlan, DiskLimits, DiskPlan, InputFile, KernelPlan, NetPlan, OverlayPlan, Plan, Tables,
+    VsockPlan,
 };
 use super::spec::{ConsoleSpec, DiskSpec, Spec, VsockSpec};
 use crate::sys::open_file::set_blocking;
@@ -86,6 +88,7 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
         append: spec.append.clone().unwrap_or_default(),
         disks,
         vsock,
+        net: net(&spec.net),
         console,
         timeout,
         seccomp: spec.seccomp.unwrap_or(true),
@@ -126,6 +129,18 @@ fn memory(bytes: u64) -> Result<u64, PlanError> {
         .checked_next_multiple_of(MEMORY_STEP_BYTES)
         .filter(|_| (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes))
         .ok_or(PlanError::Memory { bytes })
+}
+
+fn net(spec: &NetSpec) -> Option<NetPlan> {
+    match spec.mode.unwrap_or_default() {
+        NetMode::None => None,
+        NetMode::User => Some(NetPlan {
+            mac: spec.mac.unwrap_or(MacAddress::GUEST),
+            mtu: spec.mtu.unwrap_or(Mtu::ETHERNET),
+            without: spec.without.clone(),
+            ring_size: spec.ring_size.unwrap_or_default(),
+        }),
+    }
 }
 
 fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {
