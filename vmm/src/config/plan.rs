@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::net::{CardFeature, MacAddress, Mtu, RingSize};
+use super::net_plan::HostPlan;
 use crate::sys::unix;
 
 /// A machine to build.
@@ -129,9 +130,11 @@ pub struct NetPlan {
     pub mac: MacAddress,
     /// Largest packet.
     pub mtu: Mtu,
+    /// The host's side.
+    pub host: HostPlan,
     /// Features that the card does not offer.
     pub without: Vec<CardFeature>,
-    /// Descriptors of a ring, one of [`RingSize`]'s.
+    /// Descriptors of a ring.
     pub ring_size: RingSize,
 }
 

@@ -23,7 +23,6 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::trace::{Marks, Phase};
 use crate::vcpu::exit::Buses;
 use crate::virtio::block::{Block, BlockError, EngineKind};
-use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::{QUEUE_NOTIFY_OFFSET, Transport};
 use crate::virtio::vsock::{BindError, HostSocket, Vsock, VsockError};
@@ -135,7 +134,7 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
     let mut slots = Slots { ram: &ram, vm: &vm, buses: Buses::default(), used: Vec::new() };
     let disks = add_disks(&mut slots, plan.disks, plan.cpus, jail)?;
     let mut others = add_others(&mut slots, plan.vsock, jail)?;
-    others.extend(plan.net.as_ref().map(|plan| add_net(&mut slots, plan, jail)).transpose()?);
+    others.extend(plan.net.map(|plan| add_net(&mut slots, plan, jail)).transpose()?);
     let Slots { mut buses, used, .. } = slots;
     let serial = add_platform(&vm, &mut buses, marks)?;
 
@@ -235,13 +234,8 @@ fn add_others(
 }
 
 /// After all others, so that a machine without a network has the rest in the same places.
-fn add_net(
-    slots: &mut Slots<'_>,
-    plan: &NetPlan,
-    jail: Jail,
-) -> Result<Arc<Transport>, BuildError> {
-    let card = net::card(plan);
-    let net = Net::new(card, Box::new(|_| ()), jail).map_err(device("the network card"))?;
+fn add_net(slots: &mut Slots<'_>, plan: NetPlan, jail: Jail) -> Result<Arc<Transport>, BuildError> {
+    let net = net::device(plan, jail).map_err(device("the network card"))?;
     slots.add(Box::new(net))
 }
 

@@ -1,8 +1,14 @@
 //! From what was asked of the network to a card, and the stack behind it.
 
+use std::io;
+
 use crate::config::net::CardFeature;
+use crate::config::net_plan::Resolvers;
 use crate::config::plan::NetPlan;
-use crate::virtio::net::{Card, features};
+use crate::jail::Jail;
+use crate::net::engine::{Host, Setup};
+use crate::net::resolvers::ResolverWatch;
+use crate::virtio::net::{Card, Net, Port, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
 fn bit(feature: CardFeature) -> u64 {
@@ -26,8 +32,31 @@ fn bit(feature: CardFeature) -> u64 {
     }
 }
 
+/// The card, with the thread that serves it.
+///
+/// # Errors
+/// What the host said.
+pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
+    let card = card(&plan);
+    let file = match &plan.host.resolvers {
+        Resolvers::Of(path) => Some(path.clone()),
+        Resolvers::These(_) => None,
+    };
+    let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
+    setup.config.bounds.parked = usize::from(plan.ring_size.descriptors() / 2);
+    let (mut host, commands) = Host::new(setup)?;
+    let watch = file.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
+    let serve = Box::new(move |port: &mut Port| {
+        // Both are the network's: a host side whose commands are gone ends.
+        let _keep = (&commands, &watch);
+        // A host that cannot wait has no network: the card says so.
+        host.serve(port).ok();
+    });
+    Net::new(card, serve, jail)
+}
+
 /// The card that the guest sees.
-pub(super) fn card(plan: &NetPlan) -> Card {
+fn card(plan: &NetPlan) -> Card {
     let left_out = plan.without.iter().fold(0, |bits, &feature| bits | bit(feature));
     Card {
         mac: plan.mac.0,

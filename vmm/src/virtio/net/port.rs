@@ -74,6 +74,11 @@ impl Port {
         self.link.is_some()
     }
 
+    /// Whether the owner waits for [`PacketLink::finish_reset`].
+    pub(super) fn is_resetting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
     /// Sleeps until there is a command and obeys it.
     pub(super) fn wait(&mut self) -> LinkEvent {
         match self.commands.recv() {

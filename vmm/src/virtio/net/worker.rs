@@ -30,6 +30,11 @@ pub(super) fn run(mut port: Port, mut serve: Serve, link_up: &Arc<AtomicBool>) {
             Ok(()) if port.has_ended() => return,
             Ok(()) | Err(panics::Panicked) => {}
         }
+        if port.is_resetting() {
+            // It failed at letting go: what it held went with it.
+            port.finish_reset();
+            continue;
+        }
         link_up.store(false, Ordering::SeqCst);
         port.raise_config();
         if drain::drain(&mut port) == LinkEvent::Reset {
