@@ -285,7 +285,7 @@ impl Forwarder {
         now: Instant,
         place: usize,
         outcome: Outcome,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Reply> {
         let reply = self.follow(now, place, outcome, sockets);
         self.find_due();
