@@ -16,9 +16,9 @@ use super::tty;
 /// What ends the machine.
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
-/// Blocks what ends the machine on this thread, and on those that it starts later.
-fn block_ending() -> io::Result<libc::sigset_t> {
-    let set = create_sigset(&ENDING).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+/// Blocks `signals` on this thread, and on those that it starts later.
+fn block(signals: &[c_int]) -> io::Result<libc::sigset_t> {
+    let set = create_sigset(signals).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
     // SAFETY: `set` is read; the old mask is not asked for.
     let error =
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
@@ -37,7 +37,15 @@ impl EndingSignals {
     /// # Errors
     /// What the host said.
     pub fn open() -> io::Result<Self> {
-        let set = block_ending()?;
+        Self::open_with(&[])
+    }
+
+    /// As [`Self::open`], for other signals too.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn open_with(others: &[c_int]) -> io::Result<Self> {
+        let set = block(&[&ENDING, others].concat())?;
         // SAFETY: `set` is read; -1 asks for a new descriptor.
         let fd =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };

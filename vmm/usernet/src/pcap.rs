@@ -21,7 +21,7 @@ pub enum Place {
     /// Behind what was written before.
     Same,
     /// At the beginning of the other file, whose contents are the older ones.
-    Other,
+    New,
 }
 
 /// An encoder of one capture.
@@ -75,7 +75,7 @@ impl Capture {
         self.packet(at, direction, (len, kept), parts, out);
         let added = (out.len() - begin) as u64;
         self.written = Some(fits.unwrap_or(0) + added);
-        if fits.is_some() { Place::Same } else { Place::Other }
+        if fits.is_some() { Place::Same } else { Place::New }
     }
 
     /// The section and the one interface that each file begins with.
@@ -196,7 +196,7 @@ mod tests {
         let mut capture = Capture::new(1 << 20, 96, 0x0102_0304_0506_0708);
         let at = Instant::from_nanos(1);
         let place = capture.record(at, Direction::FromGuest, 60, &[&[1, 2], &[3]], &mut out);
-        assert_eq!(place, Place::Other);
+        assert_eq!(place, Place::New);
         let expected: [&[u8]; 3] = [
             b"\x0a\x0d\x0d\x0a\x34\0\0\0\x4d\x3c\x2b\x1a\x01\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\
               \x04\0\x0d\0openshell-vmm\0\0\0\0\0\0\0\x34\0\0\0",
@@ -238,7 +238,7 @@ mod tests {
                 let at = Instant::from_nanos(total);
                 match capture.record(at, Direction::ToGuest, len, &[&frame[..len]], &mut out) {
                     Place::Same => current.extend_from_slice(&out),
-                    Place::Other => older = std::mem::replace(&mut current, out),
+                    Place::New => older = std::mem::replace(&mut current, out),
                 }
                 total += 1;
                 prop_assert!((older.len() + current.len()) as u64 <= Capture::MIN_LIMIT);
