@@ -2,19 +2,14 @@
 
 use std::io;
 
-use openshell_usernet::config::{Bounds, Config, Forward, ForwardProtocol};
-use openshell_usernet::wire::{Mac, Macs};
-
-use crate::config::net::{CardFeature, Transport};
+use crate::config::net::CardFeature;
+use crate::config::net_plan::Resolvers;
 use crate::config::plan::NetPlan;
-use crate::config::publish::PublishedPort;
 use crate::jail::Jail;
 use crate::net::engine::{Host, Setup};
+use crate::net::resolvers::ResolverWatch;
 use crate::virtio::net::{Card, Net, Port, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
-
-/// Sockets of one machine at most.
-const MAX_SOCKETS: usize = 16 << 10;
 
 fn bit(feature: CardFeature) -> u64 {
     match feature {
@@ -37,40 +32,29 @@ fn bit(feature: CardFeature) -> u64 {
     }
 }
 
-/// The card, with the thread that serves it.
+/// The card, with the thread that serves it and the one that looks at the host's resolvers.
 ///
 /// # Errors
 /// What the host said.
 pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
     let card = card(&plan);
-    // The way to the thread is kept by nobody: what a machine's network needs to know it is told at its start.
-    let (mut host, commands) = Host::new(setup(plan))?;
+    let resolvers = match &plan.host.resolvers {
+        Resolvers::Of(path) => Some(path.clone()),
+        Resolvers::These(_) => None,
+    };
+    let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
+    // A guest whose whole ring is held back could not even acknowledge.
+    setup.config.bounds.parked = usize::from(card.ring_size / 2);
+    let (mut host, commands) = Host::new(setup)?;
+    let watch =
+        resolvers.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
     let serve = Box::new(move |port: &mut Port| {
-        let _keep = &commands;
+        // Both end with the thread.
+        let _kept = (&commands, &watch);
         // A host that cannot wait has no network: the card says so.
         host.serve(port).ok();
     });
     Net::new(card, serve, jail)
-}
-
-/// What the stack is told.
-fn setup(plan: NetPlan) -> Setup {
-    let defaults = Config::default();
-    let forward = |port: &PublishedPort| Forward {
-        protocol: match port.spec.transport {
-            Transport::Tcp => ForwardProtocol::Tcp,
-            Transport::Udp => ForwardProtocol::Udp,
-        },
-        guest_port: port.spec.guest_port,
-    };
-    let parked = usize::from(plan.ring_size.descriptors() / 2);
-    let config = Config {
-        macs: Macs { guest: Mac(plan.mac.0), ..defaults.macs },
-        mtu: plan.mtu.bytes(),
-        forwards: plan.host.ports.iter().map(forward).collect(),
-        bounds: Bounds { parked, ..defaults.bounds },
-    };
-    Setup { config, ports: plan.host.ports, sockets: MAX_SOCKETS }
 }
 
 /// The card that the guest sees.
