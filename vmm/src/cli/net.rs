@@ -10,6 +10,7 @@ use super::net_args::NetArgs;
 
 /// Run the network stack alone, on a tap device or a Unix stream
 ///
+/// A tap's guest has the hardware address of the tap's interface; --mac changes it.
 /// It ends with SIGINT or SIGTERM and prints its counters then, and at SIGUSR1. The guest, or whoever is on the other side, has
 /// the address 192.168.127.2, which DHCP tells it; 192.168.127.1 is its gateway and resolver.
 #[derive(Debug, Args)]

@@ -143,15 +143,18 @@ pub fn run(
     let signals = EndingSignals::open_with(&[libc::SIGUSR1]).map_err(host("take signals"))?;
     let plan = net_plan::open(spec).map_err(AloneError::Plan)?;
     say_resolvers(&plan, say);
-    let (mac, mtu) = (spec.mac.unwrap_or(MacAddress::GUEST), spec.mtu.unwrap_or(Mtu::ETHERNET));
+    let mtu = spec.mtu.unwrap_or(Mtu::ETHERNET);
     let end = Arc::new(EventFd::new(libc::EFD_NONBLOCK).map_err(host("make an event"))?);
     let alone = Alone { signals, end, seccomp };
     match side {
         Side::Tap { name, netns, plain } => {
-            let link =
-                TapLink::open(name, netns.as_deref(), mtu.bytes(), !plain).map_err(|source| {
-                    AloneError::Tap { name: name.clone(), netns: netns.clone(), source }
-                })?;
+            let opened = TapLink::open(name, netns.as_deref(), mtu.bytes(), !plain)
+                .and_then(|link| link.agree_on_address(spec.mac).map(|mac| (link, mac)));
+            let (link, mac) = opened.map_err(|source| AloneError::Tap {
+                name: name.clone(),
+                netns: netns.clone(),
+                source,
+            })?;
             say.say(&format!("the network stack is on the tap {name}\n"));
             alone.serve(plan, (mac, mtu), link, say)
         }
@@ -159,7 +162,7 @@ pub fn run(
             let failed = |source| AloneError::Stream { path: path.clone(), source };
             let Some(stream) = alone.accept(path, say).map_err(failed)? else { return Ok(()) };
             let link = StreamLink::new(stream).map_err(failed)?;
-            alone.serve(plan, (mac, mtu), link, say)
+            alone.serve(plan, (spec.mac.unwrap_or(MacAddress::GUEST), mtu), link, say)
         }
     }
 }

@@ -12,6 +12,7 @@ use openshell_usernet::link::HEAD_LEN;
 use openshell_usernet::{Frame, Link, LinkFull, Offload, Offloads};
 use smallvec::SmallVec;
 
+use crate::config::net::MacAddress;
 use crate::sys::tun;
 
 use super::buffer::{FrameBytes, Pool, SMALL_BYTES};
@@ -63,6 +64,17 @@ impl TapLink {
         let pool = Pool::default();
         let counters = TapCounters::default();
         Ok(Self { tap, offloads, mtu, pool, spare: None, counters, ended: false })
+    }
+
+    /// Gives the interface behind the tap the address `mac`, or tells which one it has.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn agree_on_address(&self, mac: Option<MacAddress>) -> io::Result<MacAddress> {
+        match mac {
+            Some(mac) => tun::set_hardware_address(self.tap.as_fd(), mac.0).map(|()| mac),
+            None => tun::hardware_address(self.tap.as_fd()).map(MacAddress),
+        }
     }
 
     /// What passed so far.

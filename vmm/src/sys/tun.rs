@@ -99,6 +99,40 @@ fn open_here(name: &str, offloads: bool) -> io::Result<(File, TapOffloads)> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
+/// The hardware address of the tap's interface, which is that of whoever is behind it.
+///
+/// # Errors
+/// What the host said.
+pub fn hardware_address(tap: BorrowedFd<'_>) -> io::Result<[u8; 6]> {
+    // SAFETY: a plain C structure; all zero bytes are a request for nothing.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: `request` is an ifreq, which the kernel writes during the call; a tap takes this request itself.
+    done(unsafe { libc::ioctl(tap.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) })?;
+    // SAFETY: the request that was answered writes this member.
+    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
+    let mut bytes = [0; 6];
+    for (byte, value) in bytes.iter_mut().zip(address.sa_data) {
+        [*byte] = value.to_le_bytes();
+    }
+    Ok(bytes)
+}
+
+/// Gives the tap's interface this hardware address.
+///
+/// # Errors
+/// What the host said: `EBUSY` while the interface is up and its driver does not change it then.
+pub fn set_hardware_address(tap: BorrowedFd<'_>, address: [u8; 6]) -> io::Result<()> {
+    // SAFETY: a plain C structure; all zero bytes are a request for nothing.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let mut data = [0; 14];
+    for (place, byte) in data.iter_mut().zip(address) {
+        *place = libc::c_char::from_le_bytes([byte]);
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+    // SAFETY: `request` is an ifreq, which the kernel reads during the call.
+    done(unsafe { libc::ioctl(tap.as_raw_fd(), libc::SIOCSIFHWADDR, &raw const request) })
+}
+
 fn nonblocking() -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")

@@ -2,10 +2,11 @@
 //!
 //! Every bound has the default that the documentation promises. Pure values.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::datagrams::DatagramBounds;
 use crate::policy::{Places, Policy};
 use crate::wire::{Mac, Macs};
 
@@ -54,6 +55,8 @@ pub struct Bounds {
     pub evict_after: Duration,
     /// The largest window that the guest is offered, in bytes.
     pub max_window: u32,
+    /// UDP flows, echo requests, fragments.
+    pub datagrams: DatagramBounds,
 }
 
 impl Default for Bounds {
@@ -71,6 +74,7 @@ impl Default for Bounds {
             quantum: 128 << 10,
             evict_after: Duration::from_secs(3_600),
             max_window: 8 << 20,
+            datagrams: DatagramBounds::default(),
         }
     }
 }
@@ -88,6 +92,10 @@ pub struct Config {
     pub host_addresses: Vec<IpAddr>,
     /// What the guest may reach.
     pub policy: Arc<Policy>,
+    /// The host's resolvers, in the order in which they are asked.
+    pub resolvers: Vec<SocketAddr>,
+    /// The domains in which the guest looks up unqualified names.
+    pub search: Vec<String>,
     /// The link's MTU in bytes, at least 576.
     pub mtu: u16,
     /// Published ports, in the order of their [`crate::sockets::ForwardId`].
@@ -107,6 +115,8 @@ impl Default for Config {
             v6: None,
             host_addresses: Vec::new(),
             policy: Arc::default(),
+            resolvers: Vec::new(),
+            search: Vec::new(),
             mtu: 1_500,
             forwards: Vec::new(),
             bounds: Bounds::default(),

@@ -5,6 +5,7 @@
 //! the moment that [`Stack::next_deadline`] names. Runs on the caller's thread.
 
 mod core;
+mod resolver;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use std::sync::Arc;
 use self::core::Core;
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::policy::Policy;
+use crate::dns::DnsCounters;
+use crate::policy::{Denied, Policy, Refusal};
 use crate::sockets::{ForwardId, Readiness};
 use crate::turn::Turn;
 use crate::{FlowId, Frame, Instant, Link, Payload, Sockets};
@@ -162,6 +164,39 @@ impl<P: Payload> Stack<P> {
         S: Sockets<P>,
     {
         self.turn(now, io, Core::link_reset);
+    }
+
+    /// The domains in which the guest looks up unqualified names; it hears of them with its next lease.
+    pub fn set_search(&mut self, search: Vec<String>) {
+        self.core.set_search(search);
+    }
+
+    /// Whether a query failed for want of a resolver since the last call: the host's may have changed.
+    pub const fn take_wants_resolvers(&mut self) -> bool {
+        self.core.resolver().take_wants_servers()
+    }
+
+    /// The next refusal that is worth a line in a log, oldest first.
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
+        self.core.take_refusal()
+    }
+
+    /// How many refusals there were of each kind; the index is that of [`crate::policy::Denied::kind`].
+    #[must_use]
+    pub const fn refusals(&self) -> &[u64; Denied::KINDS] {
+        self.core.egress().counts()
+    }
+
+    /// What happened to names so far.
+    #[must_use]
+    pub const fn dns_counters(&mut self) -> &DnsCounters {
+        self.core.resolver().counters()
+    }
+
+    /// UDP flows, and pairs of an echo identifier and a destination, that there are.
+    #[must_use]
+    pub const fn datagram_flows(&self) -> (usize, usize) {
+        self.core.datagram_flows()
     }
 
     /// How many TCP connections there are.

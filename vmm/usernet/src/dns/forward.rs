@@ -164,7 +164,7 @@ impl Forwarder {
         now: Instant,
         asker: Asker,
         query: Query,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Reply> {
         let mut pending = self.slots.iter().filter_map(|slot| slot.pending.as_ref());
         let again = |pending: &Pending| {
@@ -209,7 +209,7 @@ impl Forwarder {
         flow: FlowId,
         readiness: Readiness,
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Reply> {
         let place = flow.index().checked_sub(self.base)? as usize;
         let pending = self.slots.get(place)?.pending.as_ref().filter(|of| of.flow == flow)?;
@@ -224,7 +224,7 @@ impl Forwarder {
     pub(super) fn expire<P>(
         &mut self,
         now: Instant,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Option<Reply>> {
         let due =
             |slot: &Slot| slot.pending.as_ref().is_some_and(|of| of.deadline.min(of.until) <= now);
@@ -237,7 +237,11 @@ impl Forwarder {
     }
 
     /// The askers of a stream are gone.
-    pub(super) fn forget_stream<P>(&mut self, stream: StreamId, sockets: &mut impl Sockets<P>) {
+    pub(super) fn forget_stream<P>(
+        &mut self,
+        stream: StreamId,
+        sockets: &mut (impl Sockets<P> + ?Sized),
+    ) {
         for slot in &mut self.slots {
             if let Some(pending) = slot.pending.take_if(|of| of.asker == Asker::Tcp(stream)) {
                 sockets.close(pending.flow, Close::Reset);
@@ -272,7 +276,7 @@ impl Forwarder {
         now: Instant,
         place: usize,
         mut outcome: Outcome,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Reply> {
         loop {
             let pending = self.slots[place].pending.as_mut()?;
@@ -325,7 +329,7 @@ impl Forwarder {
         &mut self,
         now: Instant,
         place: usize,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Outcome {
         let slot = &mut self.slots[place];
         slot.generation = slot.generation.wrapping_add(1);
@@ -360,7 +364,7 @@ impl Forwarder {
         now: Instant,
         place: usize,
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Outcome {
         let mut buffer = std::mem::take(&mut self.scratch);
         buffer.resize(MAX_LEN + 1, 0);
@@ -401,7 +405,7 @@ impl Forwarder {
         place: usize,
         bytes: &[u8],
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Outcome {
         let Some(pending) = self.slots[place].pending.as_mut() else { return Outcome::Waits };
         let Ok(header) = belongs(&pending.query, pending.id, bytes) else {
@@ -442,7 +446,7 @@ impl Forwarder {
         place: usize,
         readiness: Readiness,
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Outcome {
         let Some(pending) = self.slots[place].pending.as_ref() else { return Outcome::Waits };
         if readiness.failed && sockets.take_error(pending.flow).is_some() {
@@ -458,7 +462,7 @@ impl Forwarder {
         }
     }
 
-    fn send_tcp<P>(&mut self, place: usize, sockets: &mut impl Sockets<P>) -> Outcome {
+    fn send_tcp<P>(&mut self, place: usize, sockets: &mut (impl Sockets<P> + ?Sized)) -> Outcome {
         let Some(pending) = self.slots[place].pending.as_mut() else { return Outcome::Waits };
         let Way::Tcp { sent, .. } = &mut pending.way else { return Outcome::Waits };
         let Ok(len) = u16::try_from(pending.query.bytes.len()) else { return Outcome::Failed };
@@ -480,7 +484,7 @@ impl Forwarder {
         now: Instant,
         place: usize,
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Outcome {
         let Some(pending) = self.slots[place].pending.as_mut() else { return Outcome::Waits };
         let Way::Tcp { received, .. } = &mut pending.way else { return Outcome::Waits };

@@ -145,7 +145,7 @@ impl Dns {
         at: SocketAddr,
         query: &[u8],
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) {
         let asker = Asker::Udp { guest, at };
         if let Some(bytes) = self.answer_or_forward(now, asker, query, egress, sockets) {
@@ -171,7 +171,7 @@ impl Dns {
         stream: StreamId,
         bytes: &[u8],
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> usize {
         let mut taken = 0;
         while let Some(of) = self.stream(stream) {
@@ -219,7 +219,7 @@ impl Dns {
     }
 
     /// A connection is gone, with what was asked on it.
-    pub fn close<P>(&mut self, stream: StreamId, sockets: &mut impl Sockets<P>) {
+    pub fn close<P>(&mut self, stream: StreamId, sockets: &mut (impl Sockets<P> + ?Sized)) {
         self.streams.retain(|(id, _)| *id != stream);
         self.ready.remove(&stream);
         self.forwarder.forget_stream(stream, sockets);
@@ -238,7 +238,7 @@ impl Dns {
         flow: FlowId,
         readiness: Readiness,
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) {
         if let Some(reply) = self.forwarder.ready(now, flow, readiness, egress, sockets) {
             self.deliver(reply);
@@ -254,7 +254,7 @@ impl Dns {
     }
 
     /// Does what is due.
-    pub fn tick<P>(&mut self, now: Instant, sockets: &mut impl Sockets<P>) {
+    pub fn tick<P>(&mut self, now: Instant, sockets: &mut (impl Sockets<P> + ?Sized)) {
         while let Some(reply) = self.forwarder.expire(now, sockets) {
             if let Some(reply) = reply {
                 self.deliver(reply);
@@ -297,7 +297,7 @@ impl Dns {
         asker: Asker,
         bytes: &[u8],
         egress: &mut Egress,
-        sockets: &mut impl Sockets<P>,
+        sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Vec<u8>> {
         self.forwarder.counters.queries += 1;
         let query = match Query::read(bytes) {

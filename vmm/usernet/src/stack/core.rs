@@ -1,22 +1,25 @@
 //! The parts of a stack, and which of them a frame, an event or a moment concerns.
+//!
+//! Invariant: what does not come from the guest's own addresses goes to no part.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::resolver::Resolver;
 use crate::config::{Config, ForwardProtocol};
-use crate::policy::{Egress, Policy, Protocol, Scene, Transport};
+use crate::datagrams::Datagrams;
+use crate::icmp::{Fault, Quote};
+use crate::policy::{Egress, Policy, Protocol, Refusal, Scene, Transport};
 use crate::siphash::SipKey;
 use crate::sockets::{ForwardId, Readiness};
 use crate::table::{Endpoint, FlowKey};
 use crate::tcp::Tcp;
 use crate::turn::Turn;
-use crate::wire::{
-    EthernetHeader, Ipv4Header, Ipv6Header, Mac, Part, TcpHeader, ethertype, protocol,
-};
+use crate::wire::{EthernetHeader, IpHeader, Part, TcpHeader, ethertype, protocol};
 use crate::{FlowId, Frame, Instant, Payload};
 
-/// Names of TCP connections begin here.
-const TCP_BASE: u32 = 0;
+/// Answers of the resolver go through TCP, and may let it take more queries, so many times in one turn at most.
+const ROUNDS: usize = 4;
 
 /// The parts of a stack.
 #[derive(Debug)]
@@ -25,8 +28,12 @@ pub(super) struct Core<P> {
     secret: SipKey,
     egress: Egress,
     tcp: Tcp<P>,
+    datagrams: Datagrams,
+    resolver: Resolver,
     /// Published ports where more may wait than was taken.
     crowded: Vec<ForwardId>,
+    /// Something is left for another flush at once.
+    unfinished: bool,
 }
 
 impl<P: Payload> Core<P> {
@@ -34,11 +41,21 @@ impl<P: Payload> Core<P> {
         let secret = SipKey::new(key);
         let owned = config.host_addresses.iter().copied();
         let scene = Scene::new(config.v4, config.v6, owned);
+        // Each part names its flows in a stretch of its own.
+        let datagrams_base = config.bounds.tcp_flows;
+        let bounds = config.bounds.datagrams;
+        let resolver_base = datagrams_base + Datagrams::names_needed(&bounds);
+        let mut datagrams =
+            Datagrams::new(&config, bounds, &scene, datagrams_base, secret.derive(2));
+        datagrams.replace_search(config.search.clone());
         Self {
-            secret,
+            tcp: Tcp::new(&config, secret.derive(3), 0),
+            datagrams,
+            resolver: Resolver::new(resolver_base, secret.derive(4), &config),
             egress: Egress::new(Arc::clone(&config.policy), scene),
-            tcp: Tcp::new(&config, secret.derive(0), TCP_BASE),
             crowded: Vec::new(),
+            unfinished: false,
+            secret,
             config,
         }
     }
@@ -47,7 +64,7 @@ impl<P: Payload> Core<P> {
         turn.counters.guest_frames += 1;
         turn.counters.guest_bytes += frame.payload.len() as u64;
         let whole = Part::frame(frame.head, frame.payload.len());
-        let Ok((ethernet, rest)) = EthernetHeader::parse(whole) else {
+        let Ok((ethernet, packet)) = EthernetHeader::parse(whole) else {
             turn.counters.malformed += 1;
             return;
         };
@@ -60,57 +77,48 @@ impl<P: Payload> Core<P> {
             turn.counters.misdirected += 1;
             return;
         }
-        match ethernet.ethertype {
-            ethertype::IPV4 => self.ipv4(to, rest, frame.payload, turn),
-            ethertype::IPV6 => self.ipv6(to, rest, frame.payload, turn),
-            _ => turn.counters.unserved += 1,
+        if ethernet.ethertype == ethertype::ARP {
+            return self.datagrams.guest_arp(packet, turn, self.egress.scene());
         }
-    }
-
-    fn ipv4(&mut self, to: Mac, part: Part<'_>, payload: P, turn: &mut Turn<'_, P>) {
-        let Ok((ip, rest)) = Ipv4Header::parse(part) else {
-            turn.counters.malformed += 1;
-            return;
-        };
-        let (source, destination) = (IpAddr::V4(ip.source), IpAddr::V4(ip.destination));
-        if source != self.config.v4.guest {
-            turn.counters.spoofed += 1;
-            return;
-        }
-        match ip.protocol {
-            protocol::TCP if ip.fragment().is_none() && !to.is_multicast() => {
-                self.tcp_segment(source, destination, rest, payload, turn);
+        let (ip, transport) = match IpHeader::parse(ethernet.ethertype, packet) {
+            Some(Ok(parsed)) => parsed,
+            Some(Err(_)) => {
+                turn.counters.malformed += 1;
+                return;
             }
-            _ => turn.counters.unserved += 1,
-        }
-    }
-
-    fn ipv6(&mut self, to: Mac, part: Part<'_>, payload: P, turn: &mut Turn<'_, P>) {
-        let Ok((ip, rest)) = Ipv6Header::parse(part) else {
-            turn.counters.malformed += 1;
-            return;
-        };
-        let (source, destination) = (IpAddr::V6(ip.source), IpAddr::V6(ip.destination));
-        if self.config.v6.is_none_or(|places| places.guest != source) {
-            turn.counters.spoofed += 1;
-            return;
-        }
-        match ip.protocol {
-            protocol::TCP if ip.fragment.is_none() && !to.is_multicast() => {
-                self.tcp_segment(source, destination, rest, payload, turn);
+            None => {
+                turn.counters.unserved += 1;
+                return;
             }
-            _ => turn.counters.unserved += 1,
+        };
+        if ip.protocol == protocol::TCP {
+            // TCP never cuts its packets on this link, and speaks to one host at a time.
+            if ip.fragment.is_some() || to.is_multicast() {
+                turn.counters.unserved += 1;
+                return;
+            }
+            return self.tcp_segment(&ip, transport, frame.payload, turn);
+        }
+        let query =
+            self.datagrams.guest_packet(&ip, packet, transport, frame, turn, &mut self.egress);
+        if let Some(query) = query {
+            self.resolver.ask(&query, turn, &mut self.egress);
+            self.resolver.answer(&mut self.datagrams, turn);
         }
     }
 
     fn tcp_segment(
         &mut self,
-        source: IpAddr,
-        destination: IpAddr,
+        ip: &IpHeader,
         part: Part<'_>,
         mut payload: P,
         turn: &mut Turn<'_, P>,
     ) {
+        let places = [Some(self.config.v4), self.config.v6];
+        if !places.iter().flatten().any(|places| places.guest == ip.source) {
+            turn.counters.spoofed += 1;
+            return;
+        }
         let Ok((header, rest)) = TcpHeader::parse(part) else {
             turn.counters.malformed += 1;
             return;
@@ -118,8 +126,8 @@ impl<P: Payload> Core<P> {
         payload.skip(rest.offset());
         payload.truncate(rest.len());
         let key = FlowKey {
-            guest: Endpoint::new(source, header.source),
-            remote: Endpoint::new(destination, header.destination),
+            guest: Endpoint::new(ip.source, header.source),
+            remote: Endpoint::new(ip.destination, header.destination),
         };
         let (egress, now) = (&mut self.egress, turn.now);
         let route = || egress.flow(now, Transport::Tcp, key.remote.socket_addr());
@@ -134,39 +142,72 @@ impl<P: Payload> Core<P> {
     ) {
         if self.tcp.names(flow) {
             self.tcp.socket_ready(flow, readiness, turn);
+        } else if self.datagrams.names(flow) {
+            self.datagrams.socket_ready(flow, readiness);
+        } else {
+            self.resolver.socket_ready(flow, readiness, turn, &mut self.egress);
         }
     }
 
     pub(super) fn forward_ready(&mut self, id: ForwardId, turn: &mut Turn<'_, P>) {
         let Some(forward) = self.config.forwards.get(usize::from(id.0)) else { return };
-        let guest = Endpoint::new(self.config.v4.guest, forward.guest_port);
         match forward.protocol {
             ForwardProtocol::Tcp => {
-                let more = self.tcp.accept(id, guest, self.config.v4.gateway, turn, self.secret);
+                let guest = Endpoint::new(self.config.v4.guest, forward.guest_port);
+                let scene = self.egress.scene();
+                let more = self.tcp.accept(id, guest, scene, turn, self.secret);
                 if more && !self.crowded.contains(&id) {
                     self.crowded.push(id);
                 }
             }
-            ForwardProtocol::Udp => {}
+            ForwardProtocol::Udp => {
+                self.datagrams.forward_ready(id, turn, self.egress.scene());
+            }
         }
     }
 
-    #[expect(clippy::unused_self, reason = "datagrams wait for the link too")]
-    pub(super) fn link_ready(&mut self, _turn: &mut Turn<'_, P>) {}
+    pub(super) fn link_ready(&mut self, turn: &mut Turn<'_, P>) {
+        self.datagrams.link_ready(turn);
+    }
 
     pub(super) fn run_timers(&mut self, turn: &mut Turn<'_, P>) {
         self.tcp.run_timers(turn);
+        self.datagrams.run_timers(turn);
+        self.resolver.run_timers(turn);
     }
 
     pub(super) fn flush(&mut self, turn: &mut Turn<'_, P>) {
         for id in std::mem::take(&mut self.crowded) {
             self.forward_ready(id, turn);
         }
-        self.tcp.flush(turn);
+        self.resolver.answer(&mut self.datagrams, turn);
+        for _ in 0..ROUNDS {
+            self.tcp.flush(turn);
+            if !self.resolver.serve(&mut self.tcp, turn, &mut self.egress) {
+                break;
+            }
+        }
+        self.resolver.answer(&mut self.datagrams, turn);
+        while let Some((key, syn, fault)) = self.tcp.take_fault() {
+            self.tell(fault, &key, &syn, turn);
+        }
+        self.unfinished = self.datagrams.flush(turn);
+    }
+
+    fn tell(&mut self, fault: Fault, key: &FlowKey, syn: &TcpHeader, turn: &mut Turn<'_, P>) {
+        self.datagrams.delivery().report(fault, Quote::tcp(key, syn), turn);
     }
 
     pub(super) fn next_deadline(&self, link_full: bool) -> Option<Instant> {
-        self.tcp.next_deadline(link_full)
+        if self.unfinished {
+            return Some(Instant::from_nanos(0));
+        }
+        let deadlines = [
+            self.tcp.next_deadline(link_full),
+            self.datagrams.next_deadline(),
+            self.resolver.next_deadline(),
+        ];
+        deadlines.into_iter().flatten().min()
     }
 
     pub(super) fn set_policy(&mut self, policy: Arc<Policy>, turn: &mut Turn<'_, P>) {
@@ -184,16 +225,39 @@ impl<P: Payload> Core<P> {
         self.tcp.sweep(turn, |key| {
             egress.live_flow(now, Protocol::Tcp, key.remote.socket_addr()).is_ok()
         });
+        self.datagrams.sweep(turn, &mut self.egress);
     }
 
-    #[expect(clippy::unused_self, reason = "the resolver is not there yet")]
-    pub(super) fn set_resolvers(&mut self, _resolvers: &[SocketAddr]) {}
+    pub(super) fn set_resolvers(&mut self, resolvers: &[SocketAddr]) {
+        self.resolver.set_servers(resolvers);
+    }
+
+    pub(super) fn set_search(&mut self, search: Vec<String>) {
+        self.datagrams.replace_search(search);
+    }
 
     pub(super) fn link_reset(&mut self, turn: &mut Turn<'_, P>) {
         self.tcp.link_reset(turn);
+        self.datagrams.link_reset();
+    }
+
+    pub(super) fn take_refusal(&mut self) -> Option<Refusal> {
+        self.egress.take_refusal()
+    }
+
+    pub(super) const fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
+    pub(super) const fn resolver(&mut self) -> &mut Resolver {
+        &mut self.resolver
     }
 
     pub(super) const fn tcp_flows(&self) -> usize {
         self.tcp.len()
+    }
+
+    pub(super) const fn datagram_flows(&self) -> (usize, usize) {
+        self.datagrams.flows()
     }
 }

@@ -264,8 +264,11 @@ impl<P: Payload> Conn<'_, '_, P> {
         }
         match &mut self.flow.service {
             Some(service) => {
-                self.shared.served.push_back(self.id);
-                Ok(Some(service.receive(&mut room)))
+                let received = service.receive(&mut room);
+                if matches!(received, Received::Bytes(_)) {
+                    self.shared.served.push_back(self.id);
+                }
+                Ok(Some(received))
             }
             None => self.turn.sockets.tcp_receive(self.id, &mut room).map(Some),
         }

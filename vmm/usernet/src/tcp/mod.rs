@@ -32,11 +32,10 @@ mod service;
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use conn::Conn;
 use flow::{Flow, State};
-pub(crate) use open::Unreachable;
 use out_of_order::OutOfOrder;
 use pending::Pending;
 use send::Served;
@@ -44,8 +43,9 @@ use seq::Seq;
 pub(crate) use service::Service;
 
 use crate::config::{Bounds, Config};
+use crate::icmp::Fault;
 use crate::link::Payload;
-use crate::policy::{Denied, Route};
+use crate::policy::{Denied, Route, Scene};
 use crate::ring::Pool;
 use crate::siphash::SipKey;
 use crate::sockets::{Close, ForwardId, Readiness};
@@ -95,7 +95,7 @@ struct Shared<P> {
     dirty: Vec<FlowId>,
     spare: Vec<Vec<P>>,
     resets: VecDeque<(FlowKey, TcpHeader)>,
-    faults: VecDeque<(FlowKey, TcpHeader, Unreachable)>,
+    faults: VecDeque<(FlowKey, TcpHeader, Fault)>,
     services: usize,
     /// Services that something has happened to.
     served: VecDeque<FlowId>,
@@ -202,13 +202,12 @@ impl<P: Payload> Tcp<P> {
         }
     }
 
-    /// Somebody waits at the published port `forward`, which leads to `guest`. Those whose own address the guest must not or cannot
-    /// answer are shown to it as `gateway`. Whether more may wait.
+    /// Somebody waits at the published port `forward`, which leads to `guest`. Whether more may wait.
     pub(crate) fn accept(
         &mut self,
         forward: ForwardId,
         guest: Endpoint,
-        gateway: IpAddr,
+        scene: &Scene,
         turn: &mut Turn<'_, P>,
         secret: SipKey,
     ) -> bool {
@@ -224,7 +223,7 @@ impl<P: Payload> Tcp<P> {
                 Ok(None) => return false,
             };
             turn.counters.tcp_accepted += 1;
-            let Some(key) = self.inbound_key(peer, guest, gateway) else {
+            let Some(key) = self.inbound_key(peer, guest, scene) else {
                 turn.sockets.close(id, Close::Reset);
                 continue;
             };
@@ -238,16 +237,12 @@ impl<P: Payload> Tcp<P> {
         true
     }
 
-    /// How the guest sees `peer`: as itself, or as a port of the gateway that no other connection has.
-    fn inbound_key(
-        &self,
-        peer: std::net::SocketAddr,
-        guest: Endpoint,
-        gateway: IpAddr,
-    ) -> Option<FlowKey> {
+    /// How the guest sees `peer`: as itself, or as a port of the gateway that no other connection has where the guest could not
+    /// answer it, or would take it for another.
+    fn inbound_key(&self, peer: SocketAddr, guest: Endpoint, scene: &Scene) -> Option<FlowKey> {
         let ip = peer.ip().to_canonical();
-        let answerable = ip.is_ipv4() == gateway.is_ipv4() && !ip.is_loopback() && ip != guest.ip();
-        let address = if answerable { ip } else { gateway };
+        let near = !ip.is_ipv4() || ip.is_loopback() || scene.in_guest_network(ip);
+        let address = if near { scene.v4().gateway } else { ip };
         let free = |port: u16| {
             let key = FlowKey { guest, remote: Endpoint::new(address, port) };
             (port != 0 && self.table.find(&key).is_none()).then_some(key)
@@ -382,7 +377,7 @@ impl<P: Payload> Tcp<P> {
     }
 
     /// The next connection that the guest must be told of by ICMP, with its SYN.
-    pub(crate) fn take_fault(&mut self) -> Option<(FlowKey, TcpHeader, Unreachable)> {
+    pub(crate) fn take_fault(&mut self) -> Option<(FlowKey, TcpHeader, Fault)> {
         self.shared.faults.pop_front()
     }
 
@@ -436,7 +431,7 @@ impl<P: Payload> Shared<P> {
     }
 
     /// The guest is to hear that there is no way to where its SYN, which began at `first`, should have gone.
-    fn unreachable(&mut self, key: &FlowKey, first: Seq, why: Unreachable) {
+    fn unreachable(&mut self, key: &FlowKey, first: Seq, why: Fault) {
         let syn = TcpHeader {
             source: key.guest.port,
             destination: key.remote.port,

@@ -3,6 +3,7 @@
 use super::conn::{Conn, Pace};
 use super::flow::{NEVER, State};
 use super::seq::Seq;
+use crate::icmp::Fault;
 use crate::link::{LinkFull, Payload};
 use crate::policy::Route;
 use crate::sockets::{Close, Connect, HostError, Readiness};
@@ -17,33 +18,25 @@ const DEFAULT_MSS: u16 = 536;
 
 /// What the guest is told of a connect that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
+enum Told {
     /// Somebody is there and does not want it.
     Reset,
-    /// The way there is closed, for this reason.
-    Unreachable(Unreachable),
+    /// The way there is closed.
+    Unreachable(Fault),
     /// Nothing: it may try again.
     Silence,
 }
 
-/// Why there is no way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreachable {
-    Network,
-    Host,
-    Prohibited,
-}
-
 impl Told {
-    pub(super) const fn of(error: HostError) -> Self {
+    const fn of(error: HostError) -> Self {
         match error {
             HostError::Refused
             | HostError::Reset
             | HostError::TooLarge { .. }
             | HostError::Other(_) => Self::Reset,
-            HostError::NetworkUnreachable => Self::Unreachable(Unreachable::Network),
-            HostError::HostUnreachable => Self::Unreachable(Unreachable::Host),
-            HostError::Prohibited => Self::Unreachable(Unreachable::Prohibited),
+            HostError::NetworkUnreachable => Self::Unreachable(Fault::Network),
+            HostError::HostUnreachable => Self::Unreachable(Fault::Host),
+            HostError::Prohibited => Self::Unreachable(Fault::Prohibited),
             HostError::TimedOut | HostError::NoRoom => Self::Silence,
         }
     }

@@ -19,6 +19,8 @@ pub(crate) struct Service {
     pub(crate) outbound: VecDeque<u8>,
     /// The guest has ended its side.
     pub(crate) guest_ended: bool,
+    /// Whoever serves it knows of that.
+    pub(crate) finished: bool,
     /// Nothing will be added to [`Self::outbound`].
     pub(crate) ended: bool,
 }
