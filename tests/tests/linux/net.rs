@@ -64,6 +64,7 @@ fn serve(count: usize, serve: fn(TcpStream)) -> SocketAddr {
     address
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the thread that serves it owns it")]
 fn echo(stream: TcpStream) {
     std::io::copy(&mut &stream, &mut &stream).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
