@@ -127,7 +127,7 @@ fn kernel_tree() -> Result<PathBuf> {
 pub(crate) fn kernel_line(clock: Clock) -> String {
     let common = "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off \
                   tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests \
-                  rcupdate.rcu_expedited=1 nmi_watchdog=0 nosoftlockup 8250.nr_uarts=1";
+                  rcupdate.rcu_expedited=1 nmi_watchdog=0 nosoftlockup 8250.nr_uarts=1 sysrq_always_enabled";
     match clock {
         Clock::Wall => common.to_owned(),
         // An idle loop that polls would count instructions nobody asked for.
