@@ -1,0 +1,9 @@
+//! From an image reference to a bootable ext4 image, in one process, without root.
+//!
+//! Image bytes are hostile. Nothing in them ever becomes a host path, an argument or shell text: the only host names
+//! made from an image are validated digests, and layers are merged in memory.
+
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod image;
