@@ -7,3 +7,10 @@
 
 pub mod digest;
 pub mod image;
+pub mod layer;
+pub mod layout;
+pub mod limits;
+pub mod merge;
+pub mod path;
+pub mod resolve;
+pub mod tar;
