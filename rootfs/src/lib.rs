@@ -7,3 +7,8 @@
 
 pub mod digest;
 pub mod image;
+pub mod manifest;
+mod platform;
+pub mod reference;
+
+pub use platform::InvalidPlatform;
