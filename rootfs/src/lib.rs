@@ -10,7 +10,12 @@ pub mod image;
 pub mod layer;
 pub mod layout;
 pub mod limits;
+pub mod manifest;
 pub mod merge;
 pub mod path;
+mod platform;
+pub mod reference;
 pub mod resolve;
 pub mod tar;
+
+pub use platform::InvalidPlatform;
