@@ -14,8 +14,10 @@ pub mod manifest;
 pub mod merge;
 pub mod path;
 mod platform;
+pub mod progress;
 pub mod reference;
 pub mod resolve;
+pub mod source;
 pub mod tar;
 
 pub use platform::InvalidPlatform;

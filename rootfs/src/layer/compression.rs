@@ -4,6 +4,8 @@ use std::io::{self, BufRead, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::limits::Limits;
+
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -26,6 +28,21 @@ impl Compression {
             Self::Gzip => "gzip",
             Self::Zstd => "zstd",
         }
+    }
+
+    /// The uncompressed bytes of an archive of archives; none when it is not compressed.
+    pub(crate) fn decoder<R: BufRead + 'static>(
+        mut source: R,
+        limits: &Limits,
+    ) -> io::Result<Option<Box<dyn Read>>> {
+        let head = source.fill_buf()?;
+        let compression = Self::of_bytes(head).map_err(|name| {
+            io::Error::other(format!("it is compressed with {name}; use gzip, zstd or nothing"))
+        })?;
+        Ok(match compression {
+            Self::None => None,
+            other => Some(Box::new(Decoder::new(source, other, limits.zstd_window_log)?)),
+        })
     }
 
     /// What the first bytes of a layer say; the error is the name of a format that layers do not have.

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{ImageLayers, Layers, Local, Plan, SourceError, read_capped};
+use super::{ImageLayers, Local, Plan, SourceError, read_capped};
 use crate::digest::Digest;
-use crate::image::{BlobError, Blobs, Descriptor, Image, Platform};
+use crate::image::{BlobError, Blobs, Descriptor, Platform};
 use crate::manifest::resolve::{Root, resolve};
 use crate::manifest::{self, Entry, MAX_MANIFEST_BYTES, Manifest};
 use crate::reference::Select;
@@ -33,7 +33,7 @@ pub fn oci_layout(
     let image = resolve(root, platform, &mut fetch)
         .map_err(|source| SourceError::Resolve { path: directory.to_owned(), source })?;
     let plan = Plan::of(&image);
-    Ok(Local { plan, layers: Box::new(Owned { image, blobs }) })
+    Ok(Local { plan, layers: Box::new(ImageLayers { image, blobs }) })
 }
 
 /// The document that the search for the platform begins at.
@@ -86,7 +86,8 @@ fn root(
             let label = |entry: &Entry| {
                 entry.name.clone().unwrap_or_else(|| entry.descriptor.digest.to_string())
             };
-            let names = entries.iter().take(32).map(|entry| label(entry).escape_default().to_string());
+            let names =
+                entries.iter().take(32).map(|entry| label(entry).escape_default().to_string());
             Err(SourceError::Choose { path: directory.to_owned(), names: names.collect() })
         }
     }
@@ -127,18 +128,5 @@ impl Blobs for LayoutBlobs {
         let path = self.path(&layer.digest);
         let file = File::open(&path).map_err(|source| SourceError::Read { path, source })?;
         Ok(Box::new(file))
-    }
-}
-
-#[derive(Debug)]
-struct Owned {
-    image: Image,
-    blobs: LayoutBlobs,
-}
-
-impl Layers for Owned {
-    fn open(&self, layer: usize) -> Result<Box<dyn Read + Send + '_>, BlobError> {
-        let descriptor = self.image.layers.get(layer).ok_or("there is no such layer")?;
-        self.blobs.open(descriptor)
     }
 }

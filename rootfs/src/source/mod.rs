@@ -70,14 +70,14 @@ pub trait Layers: Sync {
 
 /// The layers of an image with a manifest.
 #[derive(Debug)]
-pub struct ImageLayers<'a, B> {
+pub struct ImageLayers<B> {
     /// The image.
-    pub image: &'a Image,
+    pub image: Image,
     /// Where its blobs are.
     pub blobs: B,
 }
 
-impl<B: Blobs> Layers for ImageLayers<'_, B> {
+impl<B: Blobs> Layers for ImageLayers<B> {
     fn open(&self, layer: usize) -> Result<Box<dyn Read + Send + '_>, BlobError> {
         let descriptor = self.image.layers.get(layer).ok_or("there is no such layer")?;
         self.blobs.open(descriptor)
@@ -163,7 +163,10 @@ fn read_capped(path: &std::path::Path, limit: u64) -> Result<Vec<u8>, SourceErro
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(error)?;
     if bytes.len() as u64 > limit {
-        return Err(SourceError::Limit { path: path.to_owned(), limit: Limit::ManifestBytes(limit) });
+        return Err(SourceError::Limit {
+            path: path.to_owned(),
+            limit: Limit::ManifestBytes(limit),
+        });
     }
     Ok(bytes)
 }

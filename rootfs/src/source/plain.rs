@@ -23,16 +23,15 @@ pub fn rootfs_tar(path: &Path) -> Result<Local, SourceError> {
         let once = Once(Mutex::new(Some(Box::new(io::stdin()))));
         return Ok(Local { plan, layers: Box::new(once) });
     }
-    let (digest, size) = hash(path)
-        .map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
+    let (digest, size) =
+        hash(path).map_err(|source| SourceError::Read { path: path.to_owned(), source })?;
     let layer = LayerSource {
         name: path.display().to_string(),
         size: Some(size),
         digest: Some(digest.clone()),
         ..LayerSource::default()
     };
-    let plan =
-        Plan { identity: Some(digest), layers: vec![layer], manifest: None, config: None };
+    let plan = Plan { identity: Some(digest), layers: vec![layer], manifest: None, config: None };
     Ok(Local { plan, layers: Box::new(OneFile(path.to_owned())) })
 }
 

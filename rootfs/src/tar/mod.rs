@@ -4,6 +4,7 @@
 //! came from. Malformed input is an error that names the entry, never a guess. Runs on the thread that hashes the
 //! uncompressed layer. POSIX.1-2001 pax interchange format; GNU tar manual, "Tar Internals".
 
+mod encode;
 mod error;
 mod extended;
 mod header;
@@ -12,5 +13,6 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 
+pub use encode::{END, encode, padding};
 pub use error::{Fault, TarError};
 pub use reader::{Entry, Extent, Kind, Reader};

@@ -111,6 +111,30 @@ impl<'l, R: BufRead> Reader<'l, R> {
         self.skipped
     }
 
+    /// Where in the archive the data of the last entry begins, and how much of it is stored there.
+    pub fn stored(&self) -> (u64, u64) {
+        (self.offset, self.left)
+    }
+
+    /// Passes over the data of the last entry without reading it. Whether it is there at all is not seen.
+    ///
+    /// # Errors
+    ///
+    /// When the source cannot be positioned.
+    pub fn pass_over(&mut self) -> Result<(), TarError>
+    where
+        R: io::Seek,
+    {
+        let distance = self.left.saturating_add(self.padding);
+        let offset = self.offset;
+        let read = |source| TarError::Read { offset, source };
+        let by = i64::try_from(distance).map_err(|_| self.fault(Fault::Truncated))?;
+        self.source.seek_relative(by).map_err(read)?;
+        self.offset += distance;
+        (self.left, self.padding) = (0, 0);
+        Ok(())
+    }
+
     /// The source, wherever the reader stands in it.
     pub fn into_inner(self) -> R {
         self.source
