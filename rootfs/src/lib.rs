@@ -8,8 +8,17 @@
 pub mod auth;
 pub mod digest;
 pub mod image;
+pub mod layer;
+pub mod layout;
+pub mod limits;
 pub mod manifest;
+pub mod merge;
+pub mod path;
 mod platform;
+pub mod progress;
 pub mod reference;
+pub mod resolve;
+pub mod source;
+pub mod tar;
 
 pub use platform::InvalidPlatform;
