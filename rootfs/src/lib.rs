@@ -5,7 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod auth;
+pub mod build;
 pub mod cache;
+pub mod clone;
 pub mod digest;
 pub mod image;
 pub mod layer;

@@ -77,6 +77,9 @@ pub enum ReferenceError {
     /// The tag has characters that only look like those of a tag.
     #[error("tag {0:?} has characters outside ASCII")]
     Tag(String),
+    /// The repository has upper-case letters, as a host may and a repository may not.
+    #[error("repository {0:?} must be lower-case")]
+    Uppercase(String),
     /// The port does not exist.
     #[error("{0:?} has no port between 1 and 65535")]
     Port(String),
@@ -229,7 +232,10 @@ impl FromStr for RegistryReference {
         if let Some(tag) = parsed.tag().filter(|tag| !tag.is_ascii()) {
             return Err(ReferenceError::Tag(tag.into()));
         }
-        // A repository's name has 255 bytes at most, which the parser looks after.
+        // The grammar takes the first component for a host, which it then may turn out not to be.
+        if parsed.repository().bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(ReferenceError::Uppercase(parsed.repository().into()));
+        }
         let registry = parsed.registry().to_ascii_lowercase();
         if let Some((_, port)) = registry.split_once(':')
             && !port.parse::<u16>().is_ok_and(|port| port > 0)

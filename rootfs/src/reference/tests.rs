@@ -47,6 +47,7 @@ fn what_a_registry_would_not_take_is_refused() {
         String::new(),
         ":tag".into(),
         "Upper/Case".into(),
+        "5Ztf08oT2zc/x".into(),
         "a//b".into(),
         "a/../b".into(),
         "host.example/a b".into(),
