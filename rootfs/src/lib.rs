@@ -20,6 +20,7 @@ pub mod path;
 mod platform;
 pub mod progress;
 pub mod reference;
+pub mod registry;
 pub mod resolve;
 pub mod source;
 pub mod tar;

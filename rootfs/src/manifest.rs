@@ -350,6 +350,12 @@ fn json<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T
     serde_json::from_slice(bytes).map_err(|source| ManifestError::Json { what, source })
 }
 
+/// Whether a media type is that of a manifest or an index, which registries keep apart from blobs.
+#[must_use]
+pub fn is_manifest_type(media_type: &str) -> bool {
+    Kind::of(media_type).is_some()
+}
+
 /// Whether bytes are those of a descriptor: the size first, which costs nothing.
 #[must_use]
 pub fn matches(bytes: &[u8], descriptor: &Descriptor) -> bool {
