@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod auth;
+pub mod build;
+pub mod cache;
+pub mod clone;
 pub mod digest;
 pub mod image;
 pub mod layer;

@@ -8,6 +8,14 @@
 
 #![forbid(unsafe_code)]
 
+mod bytes;
+mod checksum;
+mod format;
+mod hash;
 pub mod tree;
+pub mod write;
+mod xattr;
 
 pub use tree::{Contents, FileData, NodeId, Tree};
+pub use write::{Identity, Options, Output, Profile, Summary, WriteError, write};
+pub use xattr::XattrError;

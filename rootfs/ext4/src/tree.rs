@@ -13,6 +13,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 
+pub(crate) use data::is_zero;
 pub use data::{
     BLOCK, ContentId, Contents, FileData, HoleFinder, Holes, MemoryContents, Piece, Source,
 };
