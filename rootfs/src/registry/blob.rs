@@ -338,9 +338,10 @@ impl Fetch {
             chunk.extend_from_slice(rest);
             let complete = self.at + chunk.len() as u64 == self.end;
             let ended = !matches!(next, Ok(Some(_)));
-            // At the end of the blob one more look tells whether the host has more than it should.
+            // At the end of the blob one more look tells whether the host has more than it should, and only then the
+            // reader gets the end.
             let last = ended || (complete && self.end != self.descriptor.size);
-            if chunk.len() >= CHUNK || last {
+            if (chunk.len() >= CHUNK && !complete) || last {
                 let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK));
                 if self.pass(full).await.is_err() {
                     return Ok(Err(Gone));

@@ -1,7 +1,7 @@
 //! A repository at one place: what is asked there, with which credentials, and how often.
 //!
 //! Invariant: however many requests meet a token that has run out, one new token is fetched, and a request that is
-//! refused with a fresh token is not sent again. Runs on the registry's thread.
+//! refused with the token that it fetched is not sent again. Runs on the registry's thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +15,9 @@ use super::http::{Ask, Body, Http, refusal};
 use super::retry::Tries;
 use super::token::{self, Challenge, Wanted};
 use crate::auth::{Credentials, Found, Keychain};
+
+/// How often a request may find that a token which another one has fetched has run out as well.
+const REFRESHES: usize = 4;
 
 /// One place that has a repository, or should have.
 #[derive(Debug)]
@@ -89,18 +92,22 @@ impl Session {
 
     /// Asks once, apart from a token that has run out. Any status that is not success is an error.
     pub(super) async fn send(&self, ask: &Ask) -> Result<Response, RegistryError> {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let response = self.http.exchange(ask, shown.authorization.as_ref()).await?;
-        // Only the registry itself asks for its credentials, not where it leads to.
-        let own = response.url().origin() == ask.url.origin();
-        let response = if response.status().as_u16() == 401 && own {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut response = self.http.exchange(ask, shown.authorization.as_ref()).await?;
+        for _ in 0..REFRESHES {
+            // Only the registry itself asks for its credentials, not where it leads to.
+            if response.status().as_u16() != 401 || response.url().origin() != ask.url.origin() {
+                break;
+            }
             let challenge = token::challenge(&self.endpoint.host, response.headers())?;
             drop(response);
-            let authorization = self.refresh(&shown, &challenge).await?;
-            self.http.exchange(ask, Some(&authorization)).await?
-        } else {
-            response
-        };
+            let (fresh, ours) = self.refresh(&shown, &challenge).await?;
+            shown = fresh;
+            response = self.http.exchange(ask, shown.authorization.as_ref()).await?;
+            if ours {
+                break;
+            }
+        }
         if response.status().is_success() {
             return Ok(response);
         }
@@ -150,24 +157,22 @@ impl Session {
         Ok(Document { bytes, headers })
     }
 
-    /// What to show instead of what was refused: what another request has fetched meanwhile, or something new.
+    /// What to show instead of what was refused: what another request has fetched meanwhile, or something new, and
+    /// whether it is new.
     async fn refresh(
         &self,
         refused: &Shown,
         challenge: &Challenge,
-    ) -> Result<HeaderValue, RegistryError> {
+    ) -> Result<(Shown, bool), RegistryError> {
         let _alone = self.refresh.lock().await;
         let current = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if current.generation != refused.generation
-            && let Some(authorization) = current.authorization
-        {
-            return Ok(authorization);
+        if current.generation != refused.generation {
+            return Ok((current, false));
         }
-        let authorization = self.authorization(challenge).await?;
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.generation += 1;
-        shown.authorization = Some(authorization.clone());
-        Ok(authorization)
+        let authorization = Some(self.authorization(challenge).await?);
+        let fresh = Shown { generation: current.generation + 1, authorization };
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        Ok((fresh, true))
     }
 
     async fn authorization(&self, challenge: &Challenge) -> Result<HeaderValue, RegistryError> {

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
 //!
-//! Three levels: `unit` needs no KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab`
-//! boots ordinary Linux guests, on the host where its KVM can do that and in the lab elsewhere.
+//! Four levels: `unit` needs no KVM; `images` needs packaged registries and image tools, and no
+//! KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests,
+//! on the host where its KVM can do that and in the lab elsewhere.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::{Share, Spec};
-use crate::{binaries, cmd, say};
+use crate::{binaries, cmd, say, setup};
 
 const LAB_DEADLINE: Duration = Duration::from_mins(20);
 const LAB_MEMORY_MIB: u64 = 4096;
@@ -31,6 +32,8 @@ pub(crate) struct Arguments {
 enum Level {
     /// Unit and property tests, no KVM
     Unit,
+    /// The rootfs pipeline against packaged programs, no KVM
+    Images,
     /// Bare-metal guests on this host's KVM
     Native,
     /// Linux guests, on this host or in the lab
@@ -41,13 +44,14 @@ enum Level {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let mut verdicts = Vec::new();
-    for level in [Level::Unit, Level::Native, Level::Lab] {
+    for level in [Level::Unit, Level::Images, Level::Native, Level::Lab] {
         if arguments.only.is_some_and(|only| only != level) {
             continue;
         }
         let begin = Instant::now();
         let outcome = match level {
             Level::Unit => unit(filter),
+            Level::Images => images(filter),
             Level::Native => native(filter),
             Level::Lab => linux(filter),
         };
@@ -87,6 +91,14 @@ fn unit(filter: Option<&str>) -> Result<()> {
         }
         Ok(())
     })
+}
+
+fn images(filter: Option<&str>) -> Result<()> {
+    setup::ensure(setup::Purpose::Tests)?;
+    let program = binaries::end_to_end("rootfs")?;
+    let mut command = Command::new(program);
+    command.args(filter);
+    say::step("run the tests of images", || cmd::run(&mut command))
 }
 
 fn native(filter: Option<&str>) -> Result<()> {
