@@ -180,6 +180,8 @@ fn policy(spec: &NetSpec) -> Result<Policy, NetPlanError> {
         }
     }
     rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
+    // Flags have no order among each other that anybody would think of.
+    rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
     let mut fallback = Fallback::default();
     if let Some(path) = &spec.policy {
         let text = fs::read_to_string(path)
