@@ -17,7 +17,7 @@ pub(super) struct NetArgs {
     /// Let the guest reach this: a group, an address, a network or a name, with ports
     #[arg(long, value_name = "RULE")]
     allow: Vec<String>,
-    /// Keep the guest from this; goes before --allow
+    /// Keep the guest from this; the more specific of all rules decides
     #[arg(long, value_name = "RULE")]
     deny: Vec<String>,
     /// Read further rules from a TOML file

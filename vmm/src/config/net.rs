@@ -27,9 +27,9 @@ pub struct NetSpec {
     pub mode: Option<NetMode>,
     /// Ports of the host that lead to the guest.
     pub publish: Vec<PublishSpec>,
-    /// Rules that allow, in order.
+    /// Rules that allow. Of these and those that deny, the most specific comes first.
     pub allow: Vec<String>,
-    /// Rules that deny, in order; they come before those that allow.
+    /// Rules that deny.
     pub deny: Vec<String>,
     /// A policy file; its rules come after those above.
     pub policy: Option<PathBuf>,

@@ -88,12 +88,14 @@ pub enum NetPlanError {
         source: io::Error,
     },
     /// The policy file is not right.
-    #[error("{}:{line}: {message}", path.display())]
+    #[error("{}:{line}:{column}: {message}", path.display())]
     File {
         /// As the user wrote it.
         path: PathBuf,
         /// Counted from 1.
         line: usize,
+        /// In characters, counted from 1.
+        column: usize,
         /// What is wrong there.
         message: String,
     },
@@ -162,6 +164,7 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
 /// A rule and where it stands.
 type Placed = (Rule, String);
 
+/// Rules of flags, which have no order of their own: the most specific first. Those of the file come after them, in theirs.
 fn policy(spec: &NetSpec) -> Result<Policy, NetPlanError> {
     let mut rules: Vec<Placed> = Vec::new();
     for (flag, action, texts) in
@@ -176,6 +179,7 @@ fn policy(spec: &NetSpec) -> Result<Policy, NetPlanError> {
             rules.push((rule, flag.to_owned()));
         }
     }
+    rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
     let mut fallback = Fallback::default();
     if let Some(path) = &spec.policy {
         let text = fs::read_to_string(path)
@@ -213,14 +217,14 @@ enum Default {
 }
 
 fn policy_file(path: &Path, text: &str) -> Result<(Vec<Placed>, Fallback), NetPlanError> {
-    let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
-    let file: PolicyFile = toml::from_str(text).map_err(|error| NetPlanError::File {
-        path: path.to_owned(),
-        line: line(error.span().map_or(text.len(), |span| span.start)),
-        message: error.message().lines().collect::<Vec<_>>().join(", "),
+    let file: PolicyFile = toml::from_str(text).map_err(|error| {
+        let (line, column) = position(text, error.span().map_or(text.len(), |span| span.start));
+        let message = error.message().lines().collect::<Vec<_>>().join(", ");
+        NetPlanError::File { path: path.to_owned(), line, column, message }
     })?;
     let rules = file.rules.iter().map(|spanned| {
-        let place = format!("{}:{}", path.display(), line(spanned.span().start));
+        let (line, column) = position(text, spanned.span().start);
+        let place = format!("{}:{line}:{column}", path.display());
         match Rule::from_str(spanned.get_ref()) {
             Ok(rule) => Ok((rule, place)),
             Err(source) => {
@@ -233,6 +237,13 @@ fn policy_file(path: &Path, text: &str) -> Result<(Vec<Placed>, Fallback), NetPl
         Default::Nothing => Fallback::Nothing,
     };
     Ok((rules.collect::<Result<_, _>>()?, fallback))
+}
+
+/// Line and column of the byte at `at`, counted from 1.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
 }
 
 fn capture(path: &Path) -> Result<CaptureFiles, NetPlanError> {
@@ -257,14 +268,22 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_deny_go_first_and_those_of_the_file_last() {
+    fn specific_rules_go_first_and_those_of_the_file_last() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("policy.toml");
-        fs::write(&path, "default = \"nothing\"\nrules = [\n  \"allow public:443\",\n]\n").unwrap();
-        let flags = spec(&["10.1.0.0/16"], &["tcp:private:5432"]);
+        fs::write(&path, "default = \"nothing\"\nrules = [\n  \"allow special:443\",\n]\n")
+            .unwrap();
+        let flags = spec(&["public", "10.1.0.0/16"], &["tcp:private:5432", "*.example.org:443"]);
         let plan = open(&NetSpec { policy: Some(path), ..flags }).unwrap();
         let shown: Vec<String> = plan.policy.rules().iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["deny 10.1.0.0/16", "allow tcp:private:5432", "allow public:443"]);
+        let expected = [
+            "deny 10.1.0.0/16",
+            "allow name:*.example.org:443",
+            "allow tcp:private:5432",
+            "deny public",
+            "allow special:443",
+        ];
+        assert_eq!(shown, expected);
         assert_eq!(plan.policy.fallback(), Fallback::Nothing);
     }
 
@@ -281,10 +300,10 @@ mod tests {
         for (text, want) in [
             (
                 "rules = [\n\"allow public\",\n\"permit private\"]\n",
-                "p.toml:3: rule `permit private`, ",
+                "p.toml:3:1: rule `permit private`, ",
             ),
-            ("default = \"all\"", "p.toml:1: unknown variant `all`"),
-            ("\n\nrule = []", "p.toml:3: unknown field `rule`"),
+            ("default = \"all\"", "p.toml:1:11: unknown variant `all`"),
+            ("\n\nrule = []", "p.toml:3:1: unknown field `rule`"),
         ] {
             fs::write(&path, text).unwrap();
             let spec = NetSpec { policy: Some(path.clone()), ..NetSpec::default() };

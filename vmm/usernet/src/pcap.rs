@@ -1,7 +1,7 @@
 //! Captures of frames, as pcapng files.
 //!
-//! A capture is bounded by a ring of two files: when the current one has its half, the caller renames it over the older one and
-//! begins anew, so that the newest frames are always there. Invariant: both together never exceed the limit, and each is whole after
+//! A capture is bounded by a ring of two files that take turns: when the current one has its half, the caller empties the other
+//! and goes on there, so that the newest frames are always in one of them. Invariant: both together never exceed the limit, and each is whole after
 //! every record. Pure: it encodes, the caller writes. Format: draft-ietf-opsawg-pcapng, sections 4.1 to 4.3.
 
 use crate::Instant;
@@ -20,7 +20,7 @@ pub enum Direction {
 pub enum Place {
     /// Behind what was written before.
     Same,
-    /// At the beginning of a new file; the one before becomes the older of the two.
+    /// At the beginning of the other file, whose contents are the older ones.
     New,
 }
 

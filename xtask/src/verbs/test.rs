@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
 //!
-//! Three levels: `unit` needs no KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab`
-//! boots ordinary Linux guests, on the host where its KVM can do that and in the lab elsewhere.
+//! Four levels: `unit` needs no KVM; `net` runs the network stack alone, with the host's kernel as its
+//! guest; `native` runs bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where its KVM can do that and in the lab elsewhere.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::{Share, Spec};
-use crate::{binaries, cmd, say};
+use crate::{binaries, cmd, say, setup};
 
 const LAB_DEADLINE: Duration = Duration::from_mins(20);
 const LAB_MEMORY_MIB: u64 = 4096;
@@ -31,6 +31,8 @@ pub(crate) struct Arguments {
 enum Level {
     /// Unit and property tests, no KVM
     Unit,
+    /// The network stack alone, in network namespaces of the tests' own
+    Net,
     /// Bare-metal guests on this host's KVM
     Native,
     /// Linux guests, on this host or in the lab
@@ -41,13 +43,14 @@ enum Level {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let mut verdicts = Vec::new();
-    for level in [Level::Unit, Level::Native, Level::Lab] {
+    for level in [Level::Unit, Level::Net, Level::Native, Level::Lab] {
         if arguments.only.is_some_and(|only| only != level) {
             continue;
         }
         let begin = Instant::now();
         let outcome = match level {
             Level::Unit => unit(filter),
+            Level::Net => net(filter),
             Level::Native => native(filter),
             Level::Lab => linux(filter),
         };
@@ -87,6 +90,23 @@ fn unit(filter: Option<&str>) -> Result<()> {
         }
         Ok(())
     })
+}
+
+fn net(filter: Option<&str>) -> Result<()> {
+    setup::ensure(setup::Purpose::Net)?;
+    let fixtures = Fixtures::with_command()?;
+    let program = binaries::end_to_end("net")?;
+    let root = cmd::output(Command::new("id").arg("-u"))? == b"0\n";
+    // Without root the tests are root in a user namespace of their own, where they may make network namespaces.
+    let mut command = if root {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).arg(program);
+        command
+    };
+    command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
+    say::step("run the tests of the network stack", || cmd::run(&mut command))
 }
 
 fn native(filter: Option<&str>) -> Result<()> {

@@ -90,6 +90,8 @@ pub(super) struct Forwarder {
     wants_servers: bool,
     max_udp_len: u16,
     scratch: Vec<u8>,
+    /// The first of all deadlines; it is asked for in every turn of the stack.
+    due: Option<Instant>,
     pub(super) counters: DnsCounters,
 }
 
@@ -126,6 +128,7 @@ impl Forwarder {
             wants_servers: false,
             max_udp_len,
             scratch: Vec::new(),
+            due: None,
             counters: DnsCounters::default(),
         }
     }
@@ -153,9 +156,13 @@ impl Forwarder {
         self.slots.iter().filter(|slot| slot.pending.is_some()).count()
     }
 
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) const fn deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn find_due(&mut self) {
         let pending = self.slots.iter().filter_map(|slot| slot.pending.as_ref());
-        pending.map(|pending| pending.deadline.min(pending.until)).min()
+        self.due = pending.map(|pending| pending.deadline.min(pending.until)).min();
     }
 
     /// Passes `query` on; the answer, where it is known at once that there will be none.
@@ -226,6 +233,7 @@ impl Forwarder {
         now: Instant,
         sockets: &mut (impl Sockets<P> + ?Sized),
     ) -> Option<Option<Reply>> {
+        self.due.filter(|due| *due <= now)?;
         let due =
             |slot: &Slot| slot.pending.as_ref().is_some_and(|of| of.deadline.min(of.until) <= now);
         let place = self.slots.iter().position(due)?;
@@ -247,6 +255,7 @@ impl Forwarder {
                 sockets.close(pending.flow, Close::Reset);
             }
         }
+        self.find_due();
     }
 
     fn first_server(&self, now: Instant) -> Option<SocketAddr> {
@@ -272,6 +281,18 @@ impl Forwarder {
 
     /// Does what follows from `outcome`; the reply, when that was all.
     fn settle<P>(
+        &mut self,
+        now: Instant,
+        place: usize,
+        outcome: Outcome,
+        sockets: &mut (impl Sockets<P> + ?Sized),
+    ) -> Option<Reply> {
+        let reply = self.follow(now, place, outcome, sockets);
+        self.find_due();
+        reply
+    }
+
+    fn follow<P>(
         &mut self,
         now: Instant,
         place: usize,

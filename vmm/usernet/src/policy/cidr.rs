@@ -72,6 +72,11 @@ impl Cidr {
         self.len_bits == if self.address.is_ipv4() { 32 } else { 128 }
     }
 
+    /// The bits that its addresses have in common, IPv4 counted as mapped into IPv6.
+    pub(super) fn fixed_bits(self) -> usize {
+        usize::from(self.len_bits) + if self.address.is_ipv4() { 96 } else { 0 }
+    }
+
     /// Whether `address` lies in it.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {

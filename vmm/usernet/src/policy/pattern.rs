@@ -70,6 +70,11 @@ impl NamePattern {
         if self.below { below(name, &self.name) } else { name == &*self.name }
     }
 
+    /// Larger for a pattern that means fewer of the same names.
+    pub(super) fn specificity(&self) -> usize {
+        2 * self.name.len() + usize::from(!self.below)
+    }
+
     /// Whether this means all that `other` means.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: whatever a rule matches when it allows, it also matches when it denies; never the reverse. Pure.
 
+use std::cmp::Ordering;
 use std::net::IpAddr;
 
 use super::address::{Group, Kind, carried, is_metadata};
@@ -176,6 +177,24 @@ impl Rule {
         let protocol = self.protocol.is_none() || self.protocol == other.protocol;
         let names = self.tells_of_names() || !other.tells_of_names();
         target && protocol && names && self.ports.covers(&other.ports)
+    }
+
+    /// The order of rules that have none of their own, such as flags: the more specific comes first, and of two alike the one that
+    /// denies. A single address comes before a range around it, that before a name, that before a group, that before `any`.
+    #[must_use]
+    pub fn by_specificity(&self, other: &Self) -> Ordering {
+        other.specificity().cmp(&self.specificity())
+    }
+
+    fn specificity(&self) -> (u8, usize, bool, bool, bool) {
+        let (kind, len) = match &self.target {
+            Target::Any => (0, 0),
+            Target::Group(_) => (1, 0),
+            Target::Name(pattern) => (2, pattern.specificity()),
+            Target::Range(range) => (3, range.fixed_bits()),
+        };
+        let denies = self.action == Action::Deny;
+        (kind, len, !self.ports.is_all(), self.protocol.is_some(), denies)
     }
 
     /// A refusal of some ports or one protocol leaves a reason to look a name up; a permission of some is a reason to.

@@ -459,6 +459,41 @@ fn rules_that_can_never_decide_are_refused() {
 }
 
 #[test]
+fn rules_without_an_order_go_from_the_specific_to_the_wide() {
+    let order = [
+        "allow [2606::1]:80",
+        "deny 10.1.2.3",
+        "allow 10.1.2.3",
+        "deny 10.1.0.0/16:25",
+        "allow tcp:10.1.0.0/16",
+        "deny 10.1.0.0/16",
+        "allow 10.0.0.0/8",
+        "deny [2606::/32]",
+        "deny www.a.example",
+        "allow *.a.example:443",
+        "deny *.example",
+        "allow *",
+        "allow public:443",
+        "deny tcp:metadata",
+        "deny public",
+        "allow private",
+        "allow any:22",
+        "deny any",
+    ];
+    let expected: Vec<Rule> = order.map(|rule| rule.parse().unwrap()).into();
+    let mut rules = expected.clone();
+    rules.reverse();
+    rules.sort_by(Rule::by_specificity);
+    let [first, second] = [expected.clone(), rules]
+        .map(|rules| rules.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(first, second);
+    assert!(
+        Policy::new(expected, Fallback::Public).is_err(),
+        "two are the same but for the action"
+    );
+}
+
+#[test]
 fn rules_read_as_they_are_written() {
     for (text, canonical) in [
         ("allow tcp:10.0.0.0/8:443", "allow tcp:10.0.0.0/8:443"),
