@@ -147,7 +147,6 @@ pub(crate) mod inode {
     pub(crate) const ACCESSED: usize = 0x8;
     pub(crate) const CHANGED: usize = 0xc;
     pub(crate) const MODIFIED: usize = 0x10;
-    pub(crate) const DELETED: usize = 0x14;
     pub(crate) const GID: usize = 0x18;
     pub(crate) const LINKS: usize = 0x1a;
     pub(crate) const BLOCKS: usize = 0x1c;

@@ -9,13 +9,17 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+pub mod check;
 mod checksum;
 mod format;
 mod hash;
+pub mod read;
 pub mod tree;
 pub mod write;
 mod xattr;
 
+pub use check::Report;
+pub use read::{Fault, Image, Input, Place, ReadError};
 pub use tree::{Contents, FileData, NodeId, Tree};
 pub use write::{Identity, Options, Output, Profile, Summary, WriteError, write};
 pub use xattr::XattrError;

@@ -198,7 +198,7 @@ fn path_of(tree: &Tree, node: NodeId) -> Vec<u8> {
     let entry = tree.walk(Tree::ROOT).find(|entry| entry.node == node);
     let path = entry.and_then(|entry| {
         let above = tree.path(entry.directory)?;
-        Some([&above[..], entry.name].join(&b'/'))
+        Some(if above.is_empty() { entry.name.into() } else { [&above, entry.name].join(&b'/') })
     });
     path.unwrap_or_default()
 }

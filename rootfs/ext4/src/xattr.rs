@@ -77,10 +77,12 @@ impl Attribute {
 
     /// The hash that goes into the entry: checkers compare it, with the bytes of the name as signed numbers.
     fn hash(&self) -> u32 {
-        let mut hash = self.name.iter().fold(0_u32, |hash, byte| {
-            let signed = i32::from(byte.cast_signed()).cast_unsigned();
-            hash.rotate_left(5) ^ signed
-        });
+        self.hash_of(|byte| i32::from(byte.cast_signed()).cast_unsigned())
+    }
+
+    fn hash_of(&self, widened: impl Fn(u8) -> u32) -> u32 {
+        let name = self.name.iter();
+        let mut hash = name.fold(0_u32, |hash, byte| hash.rotate_left(5) ^ widened(*byte));
         for word in self.value.chunks(4) {
             let mut bytes = [0; 4];
             bytes[..word.len()].copy_from_slice(word);
@@ -188,30 +190,40 @@ fn put_entries(area: &mut [u8], first: usize, attributes: &[Attribute]) {
 pub(crate) fn read_inode(bytes: &[u8], into: &mut Xattrs) -> Result<(), &'static str> {
     let area = bytes.get(inode::XATTRS..).unwrap_or_default();
     match get32(area, 0) {
-        xattr::MAGIC => read_entries(&area[xattr::INODE_HEADER..], 0, into).map(|_| ()),
+        xattr::MAGIC => {
+            let area = area.get(xattr::INODE_HEADER..).unwrap_or_default();
+            read_entries(area, 0, false, into).map(|_| ())
+        }
         0 if area.iter().all(|byte| *byte == 0) => Ok(()),
         _ => Err("extended attributes in the inode have no signature"),
     }
 }
 
-/// Adds the attributes of a block. An error says what is wrong with it; the checksum is the caller's.
-pub(crate) fn read_block(block: &[u8; BLOCK], into: &mut Xattrs) -> Result<(), &'static str> {
-    if get32(block, 0) != xattr::MAGIC || get32(block, 4) != 1 || get32(block, 8) != 1 {
+/// Adds the attributes of a block, and answers how many inodes share it. An error says what is wrong with it; the checksum is the
+/// caller's.
+pub(crate) fn read_block(block: &[u8; BLOCK], into: &mut Xattrs) -> Result<u32, &'static str> {
+    let shared = get32(block, 4);
+    if get32(block, 0) != xattr::MAGIC || shared == 0 || get32(block, 8) != 1 {
         return Err("a block of extended attributes has a wrong header");
     }
-    let hashes = read_entries(block, xattr::BLOCK_HEADER, into)?;
+    let hashes = read_entries(block, xattr::BLOCK_HEADER, true, into)?;
     if get32(block, 12) != block_hash(hashes.into_iter()) {
         return Err("a block of extended attributes has a wrong hash");
     }
-    Ok(())
+    Ok(shared)
 }
 
-/// Reads entries from `first` on. Answers their hashes.
-fn read_entries(area: &[u8], first: usize, into: &mut Xattrs) -> Result<Vec<u32>, &'static str> {
+/// Reads entries from `first` on, which are in order in blocks, where kernels look for them by it. Answers their hashes.
+fn read_entries(
+    area: &[u8],
+    first: usize,
+    in_block: bool,
+    into: &mut Xattrs,
+) -> Result<Vec<u32>, &'static str> {
     const CUT: &str = "an extended attribute lies outside its space";
     let mut at = first;
     let mut hashes = Vec::new();
-    let mut last: Option<Attribute> = None;
+    let mut last: Option<(u8, usize, Vec<u8>)> = None;
     // Entries have 16 bytes and more: the loop ends with the area.
     while get32(area, at) != 0 {
         let entry = area.get(at..at + xattr::ENTRY).ok_or(CUT)?;
@@ -222,22 +234,29 @@ fn read_entries(area: &[u8], first: usize, into: &mut Xattrs) -> Result<Vec<u32>
             0 => &[],
             _ => area.get(offset..).and_then(|rest| rest.get(..length)).ok_or(CUT)?,
         };
-        let index = entry[1];
-        let attribute =
-            Attribute { index, name_length: name.len(), name: name.into(), value: value.into() };
-        if get32(entry, 4) != 0 || get32(entry, 12) != attribute.hash() {
+        let attribute = Attribute {
+            index: entry[1],
+            name_length: name.len(),
+            name: name.into(),
+            value: value.into(),
+        };
+        let hash = get32(entry, 12);
+        // Kernels from 6.3 on take the bytes of names as unsigned; in inodes some leave the hash out.
+        let known = [attribute.hash(), attribute.hash_of(u32::from)];
+        if get32(entry, 4) != 0 || !(known.contains(&hash) || (hash == 0 && !in_block)) {
             return Err("an extended attribute has a wrong hash");
-        }
-        if last.is_some_and(|last| last >= attribute) {
-            return Err("extended attributes are out of order");
         }
         let (full, value) = spoken(&attribute).ok_or("an extended attribute has a wrong name")?;
         if into.insert(full, value).is_some() {
             return Err("an extended attribute is there twice");
         }
-        hashes.push(attribute.hash());
+        let key = (attribute.index, attribute.name_length, attribute.name);
+        if in_block && last.is_some_and(|last| last >= key) {
+            return Err("extended attributes are out of order");
+        }
+        hashes.push(hash);
         at += xattr::ENTRY + padded(name.len());
-        last = Some(attribute);
+        last = Some(key);
     }
     if area.len() < at + END { Err(CUT) } else { Ok(hashes) }
 }

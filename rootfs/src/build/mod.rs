@@ -96,6 +96,13 @@ pub struct Merged {
     pub(crate) identity: Digest,
 }
 
+impl Merged {
+    /// What tells the image from others.
+    pub fn identity(&self) -> &Digest {
+        &self.identity
+    }
+}
+
 /// The data of the files of an image: the n-th pack is `ContentId(n)`.
 #[derive(Debug, Default)]
 pub struct Packs(Vec<Pack>);

@@ -94,7 +94,7 @@ impl<'a> Demand<'a> {
             None => {}
         }
         demand.number_nodes()?;
-        demand.count(&searched(tree, &demand.items, contents, options.threads)?, options)?;
+        demand.count(searched(tree, &demand.items, contents, options.threads)?, options)?;
         Ok(demand)
     }
 
@@ -152,10 +152,10 @@ impl<'a> Demand<'a> {
 
     fn count(
         &mut self,
-        searched: &[Option<Vec<Run>>],
+        searched: Vec<Option<Vec<Run>>>,
         options: &Options,
     ) -> Result<(), WriteError> {
-        for at in 0..self.items.len() {
+        for (at, searched) in searched.into_iter().enumerate() {
             let first = self.runs.len();
             let subject = self.items[at].subject;
             let one = |count| Run { first: 0, count };
@@ -186,8 +186,8 @@ impl<'a> Demand<'a> {
                         Kind::Symlink(target) if target.len() > FAST_SYMLINK_MAX => {
                             self.runs.push(one(1));
                         }
-                        Kind::File(data) => match &searched[at] {
-                            Some(runs) => self.runs.extend_from_slice(runs),
+                        Kind::File(data) => match searched {
+                            Some(runs) => self.runs.extend(runs),
                             None => self.runs.extend(touched(data)),
                         },
                         _ => {}

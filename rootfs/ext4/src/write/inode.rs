@@ -1,7 +1,7 @@
 //! Inodes of 256 bytes.
 
 use crate::bytes::{high16, low16, low32, put16, put32, small};
-use crate::format::{BLOCK, FAST_SYMLINK_MAX, INODE, LINKS_MAX, TIME_MAX, TIME_MIN, inode, number};
+use crate::format::{BLOCK, FAST_SYMLINK_MAX, INODE, LINKS_MAX, TIME_MAX, TIME_MIN, inode};
 use crate::tree::{Device, Kind, Metadata, Time};
 
 /// What an inode says besides the node's metadata.
@@ -105,9 +105,4 @@ pub(super) fn directory_links(directories: u32) -> u16 {
         Some(links) if links <= LINKS_MAX => low16(links),
         _ => 1,
     }
-}
-
-/// Whether the number stands for nothing but itself.
-pub(super) const fn is_reserved(inode_number: u32) -> bool {
-    inode_number < number::FIRST && inode_number != number::ROOT && inode_number != number::JOURNAL
 }

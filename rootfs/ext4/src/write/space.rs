@@ -33,7 +33,8 @@ impl Space {
 
     /// All blocks from `start` on that a block number reaches.
     pub(super) fn open(start: u64) -> Self {
-        Self { free: vec![start..BLOCKS_MAX], open: true, current: 0 }
+        let free = std::iter::once(start..BLOCKS_MAX).collect();
+        Self { free, open: true, current: 0 }
     }
 
     /// What `blocks` has besides `used`, which is sorted here.
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn a_run_is_cut_only_when_no_range_holds_it() {
         let mut space = Space::new(vec![0..10, 20..40, 50..60]);
-        assert_eq!(space.take(15), Ok(vec![20..35]));
+        assert_eq!(space.take_whole(15), Ok(20..35));
         assert_eq!(space.take(12), Ok(vec![0..10, 35..37]));
         assert_eq!(space.take_whole(11), Err(Full));
         assert_eq!(space.take(13), Ok(vec![37..40, 50..60]));

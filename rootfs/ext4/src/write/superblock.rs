@@ -2,7 +2,7 @@
 
 use super::groups::Geometry;
 use super::{Identity, Profile};
-use crate::bytes::{low32, put16, put32, put32_be, small};
+use crate::bytes::{low16, low32, put16, put32, put32_be, small};
 use crate::checksum::{self, Seed};
 use crate::format::{
     BLOCK, GROUP_BLOCKS, INODE, SUPERBLOCK, compat, incompat, inode, number, ro_compat, superblock,
@@ -55,8 +55,8 @@ pub(super) fn superblock(fields: &Fields<'_>, geometry: &Geometry, group: u32) -
     put16(b, superblock::ERRORS, 1);
     put32(b, superblock::REVISION, 1);
     put32(b, superblock::FIRST_INODE, number::FIRST);
-    put16(b, superblock::INODE_SIZE, INODE as u16);
-    put16(b, superblock::GROUP_OF_COPY, crate::bytes::low16(group));
+    put16(b, superblock::INODE_SIZE, low16(small(INODE as u64)));
+    put16(b, superblock::GROUP_OF_COPY, low16(group));
     let [mut compatible, mut incompatible, mut read_only] = BASE;
     if fields.large_directory {
         incompatible |= incompat::LARGEDIR;
