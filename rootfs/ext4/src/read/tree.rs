@@ -66,7 +66,7 @@ impl<I: Input> Image<I> {
         }
         let block = self.block(inode.xattr_block)?;
         let sum = checksum::of_xattr_block(self.shape().seed, inode.xattr_block, &block);
-        if sum != get32(&block, on_disk::BLOCK_CHECKSUM) {
+        if self.differ(sum, get32(&block, on_disk::BLOCK_CHECKSUM)) {
             let what = "checksum of a block of extended attributes does not match";
             return Err(Fault::block(inode.xattr_block, what).into());
         }

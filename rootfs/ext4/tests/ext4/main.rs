@@ -3,5 +3,8 @@
 #![expect(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 #![expect(clippy::unwrap_used, reason = "a test says where it fails")]
 
+mod corrupt;
+mod kernel;
+mod random;
 mod shapes;
 mod support;
