@@ -4,6 +4,7 @@
 //! every directory hangs below the root. It does not repair, and stops after [`FAULTS_MAX`] faults.
 
 mod blocks;
+mod slack;
 
 use std::collections::BTreeMap;
 
@@ -97,14 +98,15 @@ impl<I: Input> Check<'_, I> {
     fn run(&mut self) -> Result<(), Stop> {
         self.heads()?;
         let in_use = self.inodes_in_use()?;
-        for number in in_use {
-            self.one(number)?;
+        for number in &in_use {
+            self.one(*number)?;
         }
         self.journal()?;
         self.names()?;
         self.connected()?;
         self.shared()?;
-        self.groups()
+        self.groups()?;
+        self.slack(&in_use)
     }
 
     fn fault(&mut self, fault: Fault) -> Result<(), Stop> {

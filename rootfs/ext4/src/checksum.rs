@@ -14,7 +14,7 @@ pub enum Checksums {
 
 impl Checksums {
     /// Whether a checksum does not hold.
-    pub(crate) fn differ<T: PartialEq>(self, derived: T, stored: T) -> bool {
+    pub(crate) fn differ<T: PartialEq + Copy>(self, derived: T, stored: T) -> bool {
         self == Self::Compared && derived != stored
     }
 }

@@ -187,7 +187,7 @@ impl<I: Input> Image<I> {
     }
 
     /// Whether a checksum does not hold.
-    pub(crate) fn differ<T: PartialEq>(&self, derived: T, stored: T) -> bool {
+    pub(crate) fn differ<T: PartialEq + Copy>(&self, derived: T, stored: T) -> bool {
         self.shape.checksums.differ(derived, stored)
     }
 

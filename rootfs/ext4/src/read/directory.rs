@@ -7,6 +7,7 @@ use crate::bytes::{get16, get32};
 use crate::checksum;
 use crate::format::{BLOCK, DIR_TAIL, dx, inode, superblock};
 use crate::hash::half_md4;
+use crate::tree::is_zero;
 
 /// Bytes for names in a block.
 const ROOM: usize = BLOCK - DIR_TAIL;
@@ -129,6 +130,10 @@ impl<I: Input> Image<I> {
         let sum = checksum::of_index(self.seed_of(inode), block, at, count);
         if self.differ(sum, get32(block, BLOCK - 4)) {
             return Err(wrong("checksum of its index does not match"));
+        }
+        let unused = &block[at + count * dx::ENTRY..BLOCK - 8];
+        if self.is_base() && !is_zero(unused) {
+            return Err(wrong("its index has entries that do not count"));
         }
         let entry = |index: usize| &block[at + index * dx::ENTRY..][..dx::ENTRY];
         let mut first = node.first;

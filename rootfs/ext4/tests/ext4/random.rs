@@ -105,7 +105,9 @@ fn grow(steps: &[Step]) -> Tree {
                 let count = tree.children(directory).len();
                 let name = (count > 0)
                     .then(|| tree.children(directory).nth(name % count).unwrap().0.to_vec());
-                name.is_some_and(|name| tree.remove(directory, &name));
+                if let Some(name) = name {
+                    assert!(tree.remove(directory, &name));
+                }
             }
         }
     }
