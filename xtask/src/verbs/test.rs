@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
-use crate::lab::{Share, Spec};
+use crate::lab::Spec;
 use crate::{binaries, cmd, say, setup};
 
 const LAB_DEADLINE: Duration = Duration::from_mins(20);
@@ -129,9 +129,7 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
     let mut spec = Spec {
         memory_mib: LAB_MEMORY_MIB,
         scratch_mib: Some(LAB_SCRATCH_MIB),
-        shares: vec![fixtures_share(fixtures)],
         env: vec![
-            (VARIABLE.into(), "/fixtures".into()),
             ("TMPDIR".into(), "/scratch".into()),
             // What takes a guest minutes here is done in smaller sizes.
             ("OPENSHELL_VMM_LAB".into(), "1".into()),
@@ -143,6 +141,7 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
         cpus: 1,
         ..Spec::default()
     };
+    carry(fixtures, &mut spec);
     spec.add_file(program, "/root/tests");
     spec.command = vec!["/root/tests".into()];
     spec.command.extend(filter.map(str::to_owned));
@@ -156,9 +155,11 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
     })
 }
 
-/// The fixtures as the lab sees them.
-pub(crate) fn fixtures_share(fixtures: &Fixtures) -> Share {
-    Share { host: fixtures.directory().to_owned(), lab: "/fixtures".into(), writable: false }
+/// Puts the fixtures into the memory of a lab. A guest's kernel is paged in while its processors run: what lies in a
+/// shared directory would make them wait for the emulator's file server.
+pub(crate) fn carry(fixtures: &Fixtures, spec: &mut Spec) {
+    spec.add_file(fixtures.directory(), "/fixtures");
+    spec.env.push((VARIABLE.into(), "/fixtures".into()));
 }
 
 /// Why this host's KVM does not run an ordinary kernel; nothing when it does.
