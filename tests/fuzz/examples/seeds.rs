@@ -13,6 +13,7 @@ fn main() -> Result<()> {
         ("block", block()),
         ("config", config()),
         ("console", console()),
+        ("ext4_reader", ext4_reader()),
         ("kernel", kernel()),
         ("manifest", manifest()),
         ("overlay", overlay()),
@@ -76,6 +77,23 @@ fn reference() -> Seeds {
         ("platform", b"plinux/arm64/v8.2".to_vec()),
         ("digest", format!("d{digest}").into_bytes()),
         ("hosts", b"h[registry.\"docker.io\"]\nmirrors = [\"https://a.example/hub\"]\nplain-http = false\n".to_vec()),
+    ]
+}
+
+/// Which image; then block, byte and value of each change.
+fn ext4_reader() -> Seeds {
+    let change = |block: u16, at: u16, value: u8| {
+        [&block.to_le_bytes()[..], &at.to_le_bytes(), &[value]].concat()
+    };
+    // Counts of the superblock, of a descriptor, and a byte of each of the first structures.
+    let counts = [change(0, 1024 + 0xc, 3), change(1, 0xc, 3)].concat();
+    let spread: Vec<u8> = (4..50).flat_map(|block| change(block, 8 + block * 5, 1)).collect();
+    vec![
+        ("base", vec![1]),
+        ("base-counts", [&[2][..], &counts].concat()),
+        ("base-spread", [&[2][..], &spread].concat()),
+        ("disk", vec![3]),
+        ("disk-counts", [&[3][..], &counts].concat()),
     ]
 }
 
