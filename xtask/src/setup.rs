@@ -73,7 +73,16 @@ const TABLE: &[Needs] = &[
     },
     Needs {
         purpose: Purpose::Tests,
-        debian: &["e2fsprogs", "e2fsck-static", "socat", "strace", "fio"],
+        debian: &[
+            "e2fsprogs",
+            "e2fsck-static",
+            "socat",
+            "strace",
+            "fio",
+            "docker-registry",
+            "skopeo",
+            "umoci",
+        ],
         unpacked: &["linux-image-cloud-amd64"],
         cargo: &[],
     },
