@@ -13,8 +13,10 @@ fn main() -> Result<()> {
         ("block", block()),
         ("config", config()),
         ("console", console()),
+        ("dhcp", dhcp()),
         ("dns_guest", dns_guest()),
         ("dns_resolver", dns_resolver()),
+        ("fragments", fragments()),
         ("kernel", kernel()),
         ("overlay", overlay()),
         ("queue", queue()),
@@ -277,6 +279,59 @@ fn vsock() -> Seeds {
         ("host-leaves", talk(8)),
         ("refused", [packet(0x10, 1, 0, 0), packet(0x10, 5, 10, 0)].concat()),
         ("too-much", [packet(0x32, 1, 0, 0), packet(0x12, 5, u32::MAX, 0)].concat()),
+    ]
+}
+
+/// Version and prefix, domains, then the message.
+fn dhcp() -> Seeds {
+    let four = |options: &[u8], changes: &[(usize, &[u8])]| {
+        let mut message = vec![0; 236];
+        let client = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+        message[..8].copy_from_slice(&[1, 1, 6, 0, 1, 2, 3, 4]);
+        message[28..34].copy_from_slice(&client);
+        for (at, bytes) in changes {
+            message[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        [&[48, 1, 7][..], b"example", &message, &[99, 130, 83, 99], options].concat()
+    };
+    let address = [192, 168, 127, 2];
+    let request = [53, 1, 3, 50, 4, 192, 168, 127, 2, 54, 4, 192, 168, 127, 1, 55, 2, 6, 119, 255];
+    vec![
+        ("discover", four(&[53, 1, 1, 61, 3, 1, 2, 3, 57, 2, 5, 0xdc, 255], &[(10, &[0x80])])),
+        ("request", four(&request, &[])),
+        ("renew", four(&[53, 1, 3, 255], &[(12, &address)])),
+        ("refused", four(&[53, 1, 3, 50, 4, 10, 0, 2, 15, 255], &[])),
+        ("inform", four(&[53, 1, 8, 255], &[(12, &address)])),
+        ("rapid", four(&[53, 1, 1, 80, 0, 255], &[])),
+        ("overload", four(&[52, 1, 3, 255], &[(108, &[53, 1, 3, 255]), (44, &[50, 4, 192, 168])])),
+        (
+            "v6",
+            [&[1, 1, 4][..], b"a.bc", &[11, 1, 2, 3, 0, 1, 0, 2, 9, 9, 0, 6, 0, 2, 0, 23]].concat(),
+        ),
+    ]
+}
+
+/// Pause, more to come and number; offset; length; first byte.
+fn fragments() -> Seeds {
+    let (more, slowly) = (8, 16);
+    let cut =
+        |number: u8| [[more | number, 0, 2, 1], [more | number, 2, 2, 17], [number, 4, 5, 33]];
+    let mut backwards = cut(2);
+    backwards.reverse();
+    let scattered: Vec<[u8; 4]> = (0..80).map(|at| [more | 4, at * 2, 1, at]).collect();
+    let big: Vec<[u8; 4]> = (0..6).map(|number| [more | number, 200, 255, 7]).collect();
+    vec![
+        ("in-order", cut(2).concat()),
+        ("backwards", backwards.concat()),
+        (
+            "interleaved",
+            [cut(2)[0], cut(4)[0], cut(2)[1], cut(4)[1], cut(4)[2], cut(2)[2]].concat(),
+        ),
+        ("overlap", [cut(2)[0], [more | 2, 1, 2, 9], cut(2)[1], cut(2)[2]].concat()),
+        ("slow", [[more | slowly * 15 | 2, 0, 2, 1], [slowly * 15, 0, 0, 0], cut(2)[1]].concat()),
+        ("tcp", cut(7).concat()),
+        ("scattered", scattered.concat()),
+        ("too-many", big.concat()),
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Everything of the guest's that is not TCP: UDP, echo, fragments, ARP, DHCP, and the errors about them.
+//! Everything of the guest's that is not TCP: UDP, echo, fragments, ARP, neighbor discovery, DHCP, and the errors about them.
 //!
 //! Invariant: what leaves the guest's own network was judged by the policy as the guest wrote it, before any translation; what
 //! the guest sends under another address than its own is counted and goes nowhere. It answers at the gateway's address what the
@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::FlowId;
 use crate::arp;
@@ -18,6 +18,7 @@ use crate::echo::{self, Echo, EchoBounds};
 use crate::fragments::{DatagramKey, Fragments, Limits};
 use crate::icmp::{Errors, Fault, Quote};
 use crate::link::{Frame, Offload, Payload, Segmentation};
+use crate::ndp::{self, Message, Router};
 use crate::policy::{Denied, Egress, Protocol, Route, Scene, Transport};
 use crate::siphash::SipKey;
 use crate::sockets::{ForwardId, HostError, Readiness};
@@ -26,12 +27,13 @@ use crate::time::Instant;
 use crate::turn::Turn;
 use crate::udp::{DNS_PORT, Udp, UdpBounds};
 use crate::wire::{
-    ArpPacket, Headers, Icmp, IcmpHeader, IpHeader, Macs, Part, UdpHeader, ethertype, protocol,
+    ArpPacket, Headers, Icmp, IcmpHeader, IpHeader, Macs, Part, UdpHeader, ethertype, icmpv6,
+    protocol,
 };
 
 /// A lease lasts for a day: it is the same afterwards.
 const LEASE_SECONDS: u32 = 86_400;
-/// No DHCP message is longer on a link of ours.
+/// Of a DHCP message, no more is looked at.
 const MAX_DHCP: usize = 1_500;
 
 /// What is kept at most.
@@ -82,14 +84,19 @@ impl<P: Payload> Body<'_, P> {
     }
 
     fn to_vec(&self) -> Vec<u8> {
+        self.first(usize::MAX)
+    }
+
+    /// The first `count` bytes, or all when there are fewer.
+    fn first(&self, count: usize) -> Vec<u8> {
         match self {
             Self::InPlace(payload) => {
-                let mut bytes = vec![0; payload.len()];
+                let mut bytes = vec![0; payload.len().min(count)];
                 let copied = payload.copy_to(&mut bytes);
                 bytes.truncate(copied);
                 bytes
             }
-            Self::Joined(bytes) => bytes.to_vec(),
+            Self::Joined(bytes) => bytes.get(..count).unwrap_or(bytes).to_vec(),
         }
     }
 }
@@ -100,6 +107,10 @@ pub struct Datagrams {
     macs: Macs,
     guest: Ipv4Addr,
     lease: Lease,
+    /// Of IPv6, where the guest has it.
+    router: Option<Router>,
+    /// When the router tells of itself unasked; it does once it was asked.
+    advertises_at: Option<Instant>,
     /// Ports of the guest that UDP ports of the host lead to, by the number of their forward.
     forwards: Vec<Option<u16>>,
     delivery: Delivery,
@@ -131,6 +142,19 @@ impl Datagrams {
             IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
         };
         let (guest, gateway) = (v4(places.guest), v4(places.gateway));
+        let v6 = |address: IpAddr| match address {
+            IpAddr::V6(v6) => v6,
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        };
+        let router = scene.v6().map(|places| Router {
+            mac: config.macs.gateway,
+            network: places.network,
+            gateway: v6(places.gateway),
+            host: v6(places.host),
+            mtu: config.mtu,
+            search: Vec::new(),
+        });
+        let errors = Errors::new(gateway, router.as_ref().map(|router| router.gateway));
         let lease = Lease {
             address: guest,
             prefix_len: places.network.len_bits(),
@@ -149,8 +173,10 @@ impl Datagrams {
             macs: config.macs,
             guest,
             lease,
+            router,
+            advertises_at: None,
             forwards: forwards.collect(),
-            delivery: Delivery::new(config, Errors::new(gateway, None), identification),
+            delivery: Delivery::new(config, errors, identification),
             udp: Udp::new(bounds.udp, base, secret),
             echo: Echo::new(bounds.echo, base + Udp::names_needed(&bounds.udp), secret),
             fragments: Fragments::new(bounds.fragments),
@@ -159,6 +185,9 @@ impl Datagrams {
 
     /// The domains in which the guest looks up unqualified names; it hears of them with its next lease.
     pub fn replace_search(&mut self, search: Vec<String>) {
+        if let Some(router) = &mut self.router {
+            router.search.clone_from(&search);
+        }
         self.lease.search = search;
     }
 
@@ -223,8 +252,17 @@ impl Datagrams {
         turn: &mut Turn<'_, P>,
         egress: &mut Egress,
     ) -> Option<Query> {
-        let dhcp = ip.source == IpAddr::V4(Ipv4Addr::UNSPECIFIED) && ip.protocol == protocol::UDP;
-        if ip.source != IpAddr::V4(self.guest) && !dhcp {
+        if ip.source.is_ipv6() && self.router.is_none() {
+            turn.counters.unserved += 1;
+            return None;
+        }
+        // Without an address the guest asks for one, or whether somebody has it.
+        let asks = match ip.source {
+            IpAddr::V4(_) => ip.protocol == protocol::UDP,
+            IpAddr::V6(_) => ip.protocol == protocol::ICMPV6,
+        };
+        let nobody = asks && ip.source.is_unspecified();
+        if !nobody && !self.is_guest(ip.source) {
             turn.counters.spoofed += 1;
             return None;
         }
@@ -258,6 +296,17 @@ impl Datagrams {
         }
     }
 
+    /// Whether the guest may send from `source`: IPv6 addresses it makes itself.
+    #[must_use]
+    pub fn is_guest(&self, source: IpAddr) -> bool {
+        match source {
+            IpAddr::V4(source) => source == self.guest,
+            IpAddr::V6(source) => {
+                self.router.as_ref().is_some_and(|router| router.may_be_guest(source))
+            }
+        }
+    }
+
     fn datagram<P: Payload>(
         &mut self,
         ip: &IpHeader,
@@ -270,7 +319,11 @@ impl Datagrams {
         match ip.protocol {
             protocol::UDP => self.guest_udp(ip, transport, body, segmentation, turn, egress),
             protocol::ICMP if ip.source.is_ipv4() => {
-                self.guest_icmp(ip, transport, body, turn, egress);
+                self.guest_icmp(Icmp::V4, ip, transport, body, turn, egress);
+                None
+            }
+            protocol::ICMPV6 if ip.source.is_ipv6() => {
+                self.guest_icmp(Icmp::V6, ip, transport, body, turn, egress);
                 None
             }
             _ => {
@@ -297,11 +350,10 @@ impl Datagrams {
         let body = body.cut(data);
         let guest = SocketAddr::new(ip.source, header.source);
         let to = SocketAddr::new(ip.destination, header.destination);
-        if self.is_dhcp(to) {
-            self.guest_dhcp(data, &body, turn);
+        if self.guest_asks_for_settings(guest, to, &body, turn) {
             return None;
         }
-        if guest.ip() != IpAddr::V4(self.guest) {
+        if !self.is_guest(guest.ip()) {
             turn.counters.spoofed += 1;
             return None;
         }
@@ -368,37 +420,73 @@ impl Datagrams {
         self.delivery.report(fault, Quote::udp(ends, len), turn);
     }
 
-    fn is_dhcp(&self, to: SocketAddr) -> bool {
-        let here =
-            to.ip() == IpAddr::V4(Ipv4Addr::BROADCAST) || to.ip() == IpAddr::V4(self.lease.router);
-        here && to.port() == dhcp::SERVER_PORT
-    }
-
-    fn guest_dhcp<P: Payload>(
+    /// Answers DHCP; whether it was that.
+    fn guest_asks_for_settings<P: Payload>(
         &mut self,
-        data: Part<'_>,
+        guest: SocketAddr,
+        to: SocketAddr,
         body: &Body<'_, P>,
         turn: &mut Turn<'_, P>,
-    ) {
-        if data.len() > MAX_DHCP {
-            turn.counters.malformed += 1;
-            return;
-        }
-        let Ok(reply) = dhcp::answer(&body.to_vec(), self.macs.guest, &self.lease) else {
-            turn.counters.dhcp_ignored += 1;
-            return;
+    ) -> bool {
+        let answered = match to {
+            SocketAddr::V4(to) if to.port() == dhcp::SERVER_PORT => {
+                if *to.ip() != Ipv4Addr::BROADCAST && *to.ip() != self.lease.router {
+                    return false;
+                }
+                self.answer_dhcp(body, turn)
+            }
+            SocketAddr::V6(to) if to.port() == dhcp::v6::SERVER_PORT => {
+                if *to.ip() != dhcp::v6::ALL_SERVERS {
+                    return false;
+                }
+                self.answer_dhcpv6(guest, body, turn)
+            }
+            _ => return false,
         };
-        turn.counters.dhcp_answered += 1;
+        if answered {
+            turn.counters.dhcp_answered += 1;
+        } else {
+            turn.counters.dhcp_ignored += 1;
+        }
+        true
+    }
+
+    fn answer_dhcp<P: Payload>(&mut self, body: &Body<'_, P>, turn: &mut Turn<'_, P>) -> bool {
+        let bytes = body.first(MAX_DHCP);
+        let Ok(reply) = dhcp::answer(&bytes, self.macs.guest, &self.lease) else { return false };
         let header = Header::Udp {
             source: SocketAddr::new(IpAddr::V4(self.lease.router), dhcp::SERVER_PORT),
             destination: SocketAddr::new(IpAddr::V4(reply.destination), dhcp::CLIENT_PORT),
             segment: 0,
         };
         self.delivery.send_to(reply.mac, header, reply.as_bytes(), turn);
+        true
+    }
+
+    fn answer_dhcpv6<P: Payload>(
+        &mut self,
+        guest: SocketAddr,
+        body: &Body<'_, P>,
+        turn: &mut Turn<'_, P>,
+    ) -> bool {
+        let Some(router) = self.router.as_ref().filter(|_| self.is_guest(guest.ip())) else {
+            return false;
+        };
+        let bytes = body.first(MAX_DHCP);
+        let reply = dhcp::v6::answer(&bytes, router.mac, router.gateway, &router.search);
+        let Some(reply) = reply else { return false };
+        let header = Header::Udp {
+            source: SocketAddr::new(IpAddr::V6(ndp::LINK_LOCAL), dhcp::v6::SERVER_PORT),
+            destination: SocketAddr::new(guest.ip(), dhcp::v6::CLIENT_PORT),
+            segment: 0,
+        };
+        self.delivery.send(header, &reply, turn);
+        true
     }
 
     fn guest_icmp<P: Payload>(
         &mut self,
+        icmp: Icmp,
         ip: &IpHeader,
         transport: Part<'_>,
         body: Body<'_, P>,
@@ -409,7 +497,15 @@ impl Datagrams {
             turn.counters.malformed += 1;
             return;
         };
-        if !Icmp::V4.is_echo_request(header.kind) || header.code != 0 {
+        if icmp == Icmp::V6 && icmpv6::NEIGHBOR_DISCOVERY.contains(&header.kind) {
+            self.guest_discovers(ip, &header, data, turn);
+            return;
+        }
+        if !self.is_guest(ip.source) {
+            turn.counters.spoofed += 1;
+            return;
+        }
+        if !icmp.is_echo_request(header.kind) || header.code != 0 {
             turn.counters.unserved += 1;
             return;
         }
@@ -440,15 +536,50 @@ impl Datagrams {
         }
     }
 
-    /// Somebody waits at a published port.
+    fn guest_discovers<P: Payload>(
+        &mut self,
+        ip: &IpHeader,
+        header: &IcmpHeader,
+        data: Part<'_>,
+        turn: &mut Turn<'_, P>,
+    ) {
+        let (Some(router), IpAddr::V6(source)) = (&self.router, ip.source) else { return };
+        let Some(message) = router.answer(source, ip.hop_limit, header, data.bytes()) else {
+            return;
+        };
+        turn.counters.neighbors_answered += 1;
+        if header.kind == icmpv6::ROUTER_SOLICITATION {
+            self.advertises_at = Some(turn.now + ndp::INTERVAL);
+        }
+        self.send_message(&message, turn);
+    }
+
+    fn send_message<P: Payload>(&mut self, message: &Message, turn: &mut Turn<'_, P>) {
+        let (source, destination) = (message.source.into(), message.destination.into());
+        let header = Header::Icmp { source, destination, header: message.header };
+        self.delivery.send(header, &message.body, turn);
+    }
+
+    /// Tells the guest of its router before what it knows of it is too old.
+    fn advertise<P: Payload>(&mut self, turn: &mut Turn<'_, P>) {
+        if let Some(router) = &self.router
+            && self.advertises_at.is_some_and(|at| at <= turn.now)
+        {
+            let message = router.advertisement(Ipv6Addr::UNSPECIFIED);
+            self.advertises_at = Some(turn.now + ndp::INTERVAL);
+            self.send_message(&message, turn);
+        }
+    }
+
+    /// Somebody waits at a published port. Whether more may wait there than was taken.
     pub fn forward_ready<P: Payload>(
         &mut self,
         forward: ForwardId,
         turn: &mut Turn<'_, P>,
         scene: &Scene,
-    ) {
+    ) -> bool {
         let port = self.forwards.get(usize::from(forward.0)).copied().flatten();
-        let Some(port) = port else { return };
+        let Some(port) = port else { return false };
         let gateway = IpAddr::V4(self.lease.router);
         // Whoever the guest could not answer, or would take for itself, is seen as the gateway.
         let seen_as = |peer: SocketAddr| {
@@ -461,7 +592,7 @@ impl Datagrams {
             SocketAddr::new(if near { gateway } else { ip }, peer.port())
         };
         let guest = Endpoint::new(IpAddr::V4(self.guest), port);
-        self.udp.forward_ready(forward, guest, seen_as, turn);
+        self.udp.forward_ready(forward, guest, seen_as, turn)
     }
 
     /// Something has become possible on the socket of a flow.
@@ -488,6 +619,7 @@ impl Datagrams {
         self.udp.run_timers(turn);
         self.echo.run_timers(turn);
         self.fragments.expire(turn.now);
+        self.advertise(turn);
     }
 
     /// Reads what sockets have, a bounded amount, and sends it to the guest. Whether something may be left for another flush at once.
@@ -499,8 +631,12 @@ impl Datagrams {
     /// When [`Self::run_timers`] has something to do, or [`Self::flush`] has at once.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let deadlines =
-            [self.udp.next_deadline(), self.echo.next_deadline(), self.fragments.next_deadline()];
+        let deadlines = [
+            self.udp.next_deadline(),
+            self.echo.next_deadline(),
+            self.fragments.next_deadline(),
+            self.advertises_at,
+        ];
         deadlines.into_iter().flatten().min()
     }
 

@@ -14,7 +14,7 @@ use crate::icmp::{Errors, Fault, Quote};
 use crate::link::{LinkFull, Offload, Offloads, PartialChecksum, Payload, Segmentation};
 use crate::turn::Turn;
 use crate::wire::{
-    FragmentPlace, Headers, Icmp, IcmpHeader, Ipv4Header, Ipv6Header, Mac, Macs, Sum, UdpHeader,
+    FragmentPlace, Headers, IcmpHeader, Ipv4Header, Ipv6Header, Mac, Macs, Sum, UdpHeader, icmpv6,
     protocol,
 };
 
@@ -387,8 +387,9 @@ impl<'a> Packet<'a> {
         }
     }
 
-    const fn is_link_local_icmp(&self) -> bool {
-        matches!(self.header, Header::Icmp { header: IcmpHeader { kind: 133..=137, .. }, .. })
-            && self.protocol() == Icmp::V6.protocol()
+    fn is_link_local_icmp(&self) -> bool {
+        matches!(self.header, Header::Icmp { header, .. }
+            if icmpv6::NEIGHBOR_DISCOVERY.contains(&header.kind))
+            && self.protocol() == protocol::ICMPV6
     }
 }

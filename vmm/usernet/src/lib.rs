@@ -24,6 +24,7 @@ pub mod limits;
 pub mod link;
 #[cfg(any(test, fuzzing))]
 pub mod mock;
+pub mod ndp;
 pub mod pcap;
 pub mod policy;
 pub mod resolv;

@@ -227,21 +227,24 @@ impl Udp {
     }
 
     /// Somebody waits at the published port `forward`, which leads to the guest's end `guest`; `seen_as` says under which address
-    /// the guest sees somebody. What arrived is read at the next flush.
+    /// the guest sees somebody. What arrived is read at the next flush. Whether more may wait there; where the host only says
+    /// that it cannot, the next arrival will tell.
     pub fn forward_ready<P: Payload>(
         &mut self,
         forward: ForwardId,
         guest: Endpoint,
         seen_as: impl Fn(SocketAddr) -> SocketAddr,
         turn: &mut Turn<'_, P>,
-    ) {
+    ) -> bool {
+        let mut failed = false;
         for _ in 0..FLOWS_PER_FLUSH {
-            let Some(id) = self.flows.next_id() else { return };
+            let Some(id) = self.flows.next_id() else { return false };
             let peer = match turn.sockets.udp_accept(forward, id) {
                 Ok(Some(peer)) => seen_as(peer),
-                Ok(None) => return,
+                Ok(None) => return false,
                 Err(_) => {
                     turn.counters.udp_failed += 1;
+                    failed = true;
                     continue;
                 }
             };
@@ -257,6 +260,7 @@ impl Udp {
                 turn.sockets.close(id, Close::Orderly);
             }
         }
+        !failed
     }
 
     /// Something has become possible on a flow's socket; it is read at the next flush.

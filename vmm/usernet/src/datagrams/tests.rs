@@ -25,7 +25,11 @@ struct Test {
 
 impl Test {
     fn new() -> Self {
-        let scene = Scene::new(Places::default(), None, ["10.1.2.3".parse().unwrap()]);
+        Self::with_v6(None)
+    }
+
+    fn with_v6(v6: Option<Places>) -> Self {
+        let scene = Scene::new(Places::default(), v6, ["10.1.2.3".parse().unwrap()]);
         let forward = |protocol| Forward { protocol, guest_port: 5_000 };
         let config = Config {
             forwards: vec![forward(ForwardProtocol::Tcp), forward(ForwardProtocol::Udp)],
@@ -359,6 +363,118 @@ fn what_the_host_says_at_once_is_told() {
     test.udp((PEER, 9), b"hello");
     let expected = (icmpv4::UNREACHABLE, icmpv4::FRAGMENTATION_NEEDED);
     assert_eq!(test.icmp(), Some(expected));
+}
+
+const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 1);
+const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 0x77);
+const PEER6: Ipv6Addr = Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 9);
+
+fn places6() -> Places {
+    Places {
+        network: crate::policy::Cidr::new(GATEWAY6.into(), 64).unwrap(),
+        gateway: GATEWAY6.into(),
+        guest: Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 2).into(),
+        host: Ipv6Addr::new(0xfd00, 1, 2, 3, 0, 0, 0, 0xfe).into(),
+    }
+}
+
+/// An ICMPv6 message of the guest's, as of a neighbor.
+fn icmp6(source: Ipv6Addr, destination: Ipv6Addr, header: IcmpHeader, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(8 + body.len()).unwrap();
+    let pseudo = Sum::pseudo(source.into(), destination.into(), protocol::ICMPV6, len);
+    let message = [&header.build(pseudo, &[body])[..], body].concat();
+    let mut frame = guest_frame(source.into(), destination.into(), protocol::ICMPV6, &message);
+    frame[14 + 7] = 255;
+    frame
+}
+
+#[test]
+fn a_guest_without_ipv6_hears_nothing_of_it() {
+    let mut test = Test::new();
+    let solicitation = IcmpHeader { kind: 133, code: 0, rest: [0; 4] };
+    test.frame(&icmp6(GUEST6, ndp::ALL_NODES, solicitation, &[]), Offload::default());
+    let udp = guest_udp(SocketAddr::new(GUEST6.into(), 9), SocketAddr::new(PEER6.into(), 9), b"x");
+    test.frame(&udp, Offload::default());
+    assert_eq!(test.rig.counters.unserved, 2);
+    assert!(test.rig.link.frames.is_empty() && test.rig.sockets.open.is_empty());
+}
+
+#[test]
+fn a_guest_with_ipv6_finds_its_router_and_its_settings() {
+    let mut test = Test::with_v6(Some(places6()));
+    test.datagrams.replace_search(vec!["example".to_owned()]);
+    assert_eq!(test.datagrams.next_deadline(), None, "nobody asked yet");
+    let solicitation = IcmpHeader { kind: 133, code: 0, rest: [0; 4] };
+    let routers = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+    let asks = icmp6(Ipv6Addr::UNSPECIFIED, routers, solicitation, &[]);
+    test.frame(&asks, Offload::default());
+    assert_eq!(test.rig.link.frames[0].1[14 + 7], 255, "it comes from the link itself");
+    let advertised = |told: Vec<Told>| {
+        let [Told::Icmp { source, destination, bytes }] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((*source, *destination), (ndp::LINK_LOCAL.into(), ndp::ALL_NODES.into()));
+        bytes[0] == 134
+    };
+    assert!(advertised(test.rig.received()));
+    // It goes on telling of itself.
+    for _ in 0..3 {
+        test.rig.pass(601);
+        assert!(test.datagrams.next_deadline() <= Some(test.rig.now));
+        test.datagrams.run_timers(&mut test.rig.turn());
+        assert!(advertised(test.rig.received()));
+    }
+    let solicitation = IcmpHeader { kind: 135, ..solicitation };
+    let asks = icmp6(GUEST6, GATEWAY6, solicitation, &GATEWAY6.octets());
+    test.frame(&asks, Offload::default());
+    assert!(matches!(&test.rig.received()[..], [Told::Icmp { bytes, .. }] if bytes[0] == 136));
+    let link_local = SocketAddr::new(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 7).into(), 546);
+    let servers = SocketAddr::new(dhcp::v6::ALL_SERVERS.into(), 547);
+    test.frame(&guest_udp(link_local, servers, &[11, 1, 2, 3]), Offload::default());
+    let told = test.rig.received();
+    let [Told::Udp { destination, bytes, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((*destination, &bytes[..4]), (link_local, &[7, 1, 2, 3][..]));
+}
+
+#[test]
+fn datagrams_of_ipv6_go_both_ways() {
+    let mut test = Test::with_v6(Some(places6()));
+    let guest = SocketAddr::new(GUEST6.into(), 40_000);
+    let peer = SocketAddr::new(PEER6.into(), 9);
+    test.frame(&guest_udp(guest, peer, b"hello"), Offload::default());
+    let (id, socket) = test.rig.sockets.only();
+    assert_eq!(socket.peer, Some(peer));
+    socket.inbox.push_back(Ok((0, vec![4; 3_000])));
+    socket.inbox.push_back(Err(HostError::TooLarge { mtu: Some(1_400) }));
+    test.datagrams.socket_ready(id, Readiness { readable: true, ..Readiness::default() });
+    test.datagrams.flush(&mut test.rig.turn());
+    let told = test.rig.received();
+    let [Told::Udp { bytes, .. }, Told::Icmp { source, bytes: error, .. }] = &told[..] else {
+        panic!("{told:?}");
+    };
+    assert_eq!(*bytes, vec![4; 3_000]);
+    assert_eq!((*source, error[0]), (GATEWAY6.into(), 2));
+    for (source, destination, spoofed) in [
+        (GATEWAY6, PEER6, true),
+        (PEER6, GUEST6, true),
+        (GUEST6, Ipv6Addr::LOCALHOST, false),
+        (GUEST6, "::ffff:10.0.0.1".parse().unwrap(), false),
+        (GUEST6, "64:ff9b::7f00:1".parse().unwrap(), false),
+        (GUEST6, "fd00:ec2::254".parse().unwrap(), false),
+    ] {
+        test.rig.counters.spoofed = 0;
+        let (source, to) =
+            (SocketAddr::new(source.into(), 1), SocketAddr::new(destination.into(), 9));
+        test.frame(&guest_udp(source, to, b"hello"), Offload::default());
+        assert_eq!(test.rig.counters.spoofed, u64::from(spoofed), "{source} {to}");
+        assert_eq!(test.rig.sockets.open.len(), 1, "{source} {to}");
+    }
+    test.rig.received();
+    let request = IcmpHeader::echo(128, 5, 6);
+    test.frame(&icmp6(GUEST6, GATEWAY6, request, b"data"), Offload::default());
+    let told = test.rig.received();
+    let [Told::Icmp { bytes, .. }] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((bytes[0], &bytes[4..]), (129, &b"\0\x05\0\x06data"[..]));
+    test.frame(&icmp6(GUEST6, PEER6, request, b"data"), Offload::default());
+    assert_eq!(test.datagrams.flows(), (1, 1));
 }
 
 proptest! {

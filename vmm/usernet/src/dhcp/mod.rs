@@ -6,9 +6,11 @@
 mod options;
 #[cfg(test)]
 mod tests;
+pub mod v6;
 
 use std::net::Ipv4Addr;
 
+pub(crate) use options::encode_domain;
 use options::{Asked, Options};
 
 use crate::wire::Mac;

@@ -105,7 +105,7 @@ impl<'a> Options<'a> {
     pub(super) fn put_search(&mut self, domains: &[String]) {
         let mut list = Vec::new();
         for domain in domains {
-            let Some(name) = encode(domain) else { continue };
+            let Some(name) = encode_domain(domain) else { continue };
             if list.len() + name.len() > self.room() {
                 break;
             }
@@ -126,7 +126,7 @@ impl<'a> Options<'a> {
 }
 
 /// A domain name as labels with their lengths.
-fn encode(domain: &str) -> Option<Vec<u8>> {
+pub(crate) fn encode_domain(domain: &str) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     for label in domain.trim_end_matches('.').split('.') {
         let len = u8::try_from(label.len()).ok().filter(|len| (1..64).contains(len))?;

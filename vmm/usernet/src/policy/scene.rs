@@ -91,6 +91,12 @@ impl Scene {
         &self.v4
     }
 
+    /// The guest's network of IPv6, where it has one.
+    #[must_use]
+    pub const fn v6(&self) -> Option<&Places> {
+        self.v6.as_ref()
+    }
+
     fn places(&self) -> impl Iterator<Item = &Places> {
         std::iter::once(&self.v4).chain(&self.v6)
     }

@@ -114,8 +114,7 @@ impl<P: Payload> Core<P> {
         mut payload: P,
         turn: &mut Turn<'_, P>,
     ) {
-        let places = [Some(self.config.v4), self.config.v6];
-        if !places.iter().flatten().any(|places| places.guest == ip.source) {
+        if !self.datagrams.is_guest(ip.source) {
             turn.counters.spoofed += 1;
             return;
         }
@@ -151,18 +150,16 @@ impl<P: Payload> Core<P> {
 
     pub(super) fn forward_ready(&mut self, id: ForwardId, turn: &mut Turn<'_, P>) {
         let Some(forward) = self.config.forwards.get(usize::from(id.0)) else { return };
-        match forward.protocol {
+        let scene = self.egress.scene();
+        let more = match forward.protocol {
             ForwardProtocol::Tcp => {
                 let guest = Endpoint::new(self.config.v4.guest, forward.guest_port);
-                let scene = self.egress.scene();
-                let more = self.tcp.accept(id, guest, scene, turn, self.secret);
-                if more && !self.crowded.contains(&id) {
-                    self.crowded.push(id);
-                }
+                self.tcp.accept(id, guest, scene, turn, self.secret)
             }
-            ForwardProtocol::Udp => {
-                self.datagrams.forward_ready(id, turn, self.egress.scene());
-            }
+            ForwardProtocol::Udp => self.datagrams.forward_ready(id, turn, scene),
+        };
+        if more && !self.crowded.contains(&id) {
+            self.crowded.push(id);
         }
     }
 
@@ -191,7 +188,11 @@ impl<P: Payload> Core<P> {
         while let Some((key, syn, fault)) = self.tcp.take_fault() {
             self.tell(fault, &key, &syn, turn);
         }
-        self.unfinished = self.datagrams.flush(turn);
+        let udp = |id: &ForwardId| {
+            let forward = self.config.forwards.get(usize::from(id.0));
+            forward.is_some_and(|forward| forward.protocol == ForwardProtocol::Udp)
+        };
+        self.unfinished = self.datagrams.flush(turn) || self.crowded.iter().any(udp);
     }
 
     fn tell(&mut self, fault: Fault, key: &FlowKey, syn: &TcpHeader, turn: &mut Turn<'_, P>) {

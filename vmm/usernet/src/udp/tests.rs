@@ -313,13 +313,27 @@ fn strangers_at_a_published_port_are_bounded() {
     for port in 1..200 {
         test.rig.sockets.waiting.push_back((SocketAddr::new(PEER.into(), port), vec![1]));
     }
-    while !test.rig.sockets.waiting.is_empty() {
-        test.udp.forward_ready(ForwardId(0), guest, |peer| peer, &mut test.rig.turn());
+    let mut more = true;
+    while more {
+        more = test.udp.forward_ready(ForwardId(0), guest, |peer| peer, &mut test.rig.turn());
+        assert_eq!(more, !test.rig.sockets.waiting.is_empty());
         test.flush();
         assert!(test.udp.len() <= 8 && test.rig.sockets.open.len() <= 8);
     }
     let counters = &test.rig.counters;
     assert_eq!((counters.udp_accepted, counters.udp_evicted), (199, 191));
+}
+
+#[test]
+fn a_published_port_that_only_fails_is_left_alone() {
+    let mut test = Test::new(UdpBounds::default());
+    test.rig.sockets.refuses = Some(HostError::NoRoom);
+    for port in 1..200 {
+        test.rig.sockets.waiting.push_back((SocketAddr::new(PEER.into(), port), vec![1]));
+    }
+    let guest = Endpoint::new(GUEST.into(), 5_000);
+    let more = test.udp.forward_ready(ForwardId(0), guest, |peer| peer, &mut test.rig.turn());
+    assert!(!more && test.udp.is_empty());
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub mod icmpv6 {
     pub const NEIGHBOR_SOLICITATION: u8 = 135;
     /// A neighbor's hardware address.
     pub const NEIGHBOR_ADVERTISEMENT: u8 = 136;
+    /// Types of neighbor discovery, redirects included; such messages are never forwarded.
+    pub const NEIGHBOR_DISCOVERY: std::ops::RangeInclusive<u8> = ROUTER_SOLICITATION..=137;
 
     /// Code of [`UNREACHABLE`]: no way there.
     pub const NO_ROUTE: u8 = 0;
