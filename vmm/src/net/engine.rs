@@ -68,7 +68,7 @@ pub struct Setup {
 
 /// What is asked of the thread.
 #[derive(Debug)]
-enum Command {
+pub(super) enum Command {
     /// End.
     Stop,
     /// Say what happened so far.
@@ -141,6 +141,13 @@ impl Commands {
     /// Tells the thread to end.
     pub fn stop(&self) {
         self.send(Command::Stop);
+    }
+
+    /// Commands, and where they arrive.
+    #[cfg(test)]
+    pub(super) fn pair() -> (Self, Receiver<Command>) {
+        let (sender, receiver) = channel();
+        (Self { sender, bell: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) }, receiver)
     }
 
     fn send(&self, command: Command) {

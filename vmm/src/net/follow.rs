@@ -159,3 +159,54 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::Receiver;
+
+    use super::*;
+    use crate::config::net::NetSpec;
+    use crate::config::net_plan;
+    use crate::net::engine::Command;
+
+    fn next(commands: &Receiver<Command>) -> Command {
+        commands.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    /// Written beside and moved over, as editors do.
+    fn replace(path: &Path, text: &str) {
+        let beside = path.with_extension("new");
+        fs::write(&beside, text).unwrap();
+        fs::rename(beside, path).unwrap();
+    }
+
+    #[test]
+    fn files_are_told_when_they_change_and_wrong_rules_change_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let (rules, conf) = (directory.path().join("p.toml"), directory.path().join("resolv.conf"));
+        fs::write(&rules, "rules = [\"deny public\"]").unwrap();
+        let spec = NetSpec {
+            policy: Some(rules.clone()),
+            resolv_conf: Some(conf.clone()),
+            allow: vec!["host:80".to_owned()],
+            ..NetSpec::default()
+        };
+        let plan = net_plan::open(&spec).unwrap();
+        let (commands, told) = Commands::pair();
+        let jail = Jail { seccomp: false };
+        let watch = FileWatch::spawn(jail, Followed::of(&plan), commands).unwrap();
+        assert!(matches!(next(&told), Command::Resolvers(none) if none.is_empty()), "no file yet");
+        fs::write(&conf, "nameserver 192.0.2.1").unwrap();
+        let server = "192.0.2.1:53".parse().unwrap();
+        assert!(matches!(next(&told), Command::Resolvers(now) if now == [server]));
+        replace(&rules, "rules = [\"deny pubic\"]");
+        let Command::NoPolicy(why) = next(&told) else { panic!("the rule is wrong") };
+        assert!(why.ends_with("did you mean `public`?"), "{why}");
+        replace(&rules, "rules = [\"deny metadata\"]");
+        let Command::Policy(policy) = next(&told) else { panic!("the rules are right") };
+        let shown: Vec<String> = policy.rules().iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["allow host:80", "deny metadata"], "those of flags stay");
+        drop(watch);
+        assert!(told.recv().is_err(), "nobody follows, and nothing was told twice");
+    }
+}
