@@ -14,10 +14,20 @@ use openshell_usernet::resolv::ResolvConf;
 /// # Errors
 /// Why it cannot be read.
 pub fn read(path: &Path) -> io::Result<Vec<SocketAddr>> {
+    let servers = conf(path)?.servers;
+    Ok(servers.iter().filter_map(|server| server.socket_addr(interface_index)).collect())
+}
+
+/// The domains that the file at `path` wants unqualified names looked up in; none when it cannot be read.
+#[must_use]
+pub fn search(path: &Path) -> Vec<String> {
+    conf(path).map(|conf| conf.search).unwrap_or_default()
+}
+
+fn conf(path: &Path) -> io::Result<ResolvConf> {
     let mut text = Vec::new();
     File::open(path)?.take(ResolvConf::MAX_LEN as u64).read_to_end(&mut text)?;
-    let conf = ResolvConf::parse(&text);
-    Ok(conf.servers.iter().filter_map(|server| server.socket_addr(interface_index)).collect())
+    Ok(ResolvConf::parse(&text))
 }
 
 fn interface_index(name: &str) -> Option<u32> {
@@ -39,6 +49,7 @@ mod tests {
         fs::write(&path, "nameserver 192.0.2.1\nnameserver fe80::1%lo\nnameserver fe80::1%../lo\n")
             .unwrap();
         let index = interface_index("lo").unwrap();
+        assert!(search(&path).is_empty());
         let shown: Vec<String> = read(&path).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["192.0.2.1:53".to_owned(), format!("[fe80::1%{index}]:53")]);
     }
