@@ -159,13 +159,14 @@ mod tests {
         };
         let (sender, ended) = channel();
         let jail = Jail { seccomp: false };
-        let thread = NetThread::spawn(jail, setup, link, move || sender.send(()).unwrap()).unwrap();
+        let tell = move || drop(sender.send(()));
+        let thread = NetThread::spawn(jail, setup, link, tell).unwrap();
         (thread, left, ended)
     }
 
     #[test]
     fn a_stack_that_panics_is_followed_by_one_more() {
-        let (thread, left, _) = start(1);
+        let (thread, left, _ended) = start(1);
         assert!(thread.commands().report().is_some(), "the second stack answers");
         assert_eq!(left.load(Ordering::SeqCst), 0);
         assert!(matches!(thread.stop().0, Ok(End::Stopped)));
