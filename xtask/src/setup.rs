@@ -82,6 +82,7 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "openssl",
         ],
         unpacked: &["linux-image-cloud-amd64"],
         cargo: &[],
