@@ -10,6 +10,7 @@ use crate::sys::limit;
 
 use super::engine::Setup;
 use super::port::Limits;
+use super::refusals::RefusalLog;
 use super::resolvers;
 
 /// Descriptors that the rest of the process may need.
@@ -47,6 +48,7 @@ impl Setup {
             },
             ports: plan.ports,
             sockets: usize::try_from(sockets).unwrap_or(usize::MAX),
+            log: plan.log.map(RefusalLog::new),
             capture: plan.capture,
             limits: Limits::new(plan.bytes_per_second, plan.packets_per_second),
             resolvers,

@@ -152,6 +152,7 @@ mod tests {
             config: Config::default(),
             ports: Vec::new(),
             sockets: 16,
+            log: None,
             capture: None,
             limits: Limits::default(),
             resolvers: Vec::new(),
