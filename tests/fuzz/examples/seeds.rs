@@ -22,6 +22,7 @@ fn main() -> Result<()> {
         ("queue", queue()),
         ("rule", rule()),
         ("transport", transport()),
+        ("vnet", vnet()),
         ("vsock", vsock()),
     ] {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -243,6 +244,48 @@ fn transport() -> Seeds {
         ("brought-up", [&up[..], &notify, &late, &reads].concat()),
         ("refused", [&[7, 1][..], &up, &reads, &[7, 0], &up, &notify].concat()),
         ("odd-widths", [&odd[..], &up, &odd].concat()),
+    ]
+}
+
+/// Features left out; then steps as the target reads them.
+fn vnet() -> Seeds {
+    // Header, length, whether large, cuts, indirect.
+    let plain = [&[0][..], &[0; 12], &[200, 0, 1], &[11, 255], &[0]].concat();
+    let large =
+        [&[0][..], &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0], &[44, 1, 0, 11, 255, 255], &[1]]
+            .concat();
+    // Skipped, kept, held.
+    let take = [2, 54, 0xff, 0xff, 1];
+    let (dropped, turn) = ([4], [8]);
+    let offer = [5, 0xff, 7, 255, 255, 255, 255, 255, 255, 255, 255, 0];
+    let send = [6, 0xb4, 5, 1, 1, 0, 0, 2];
+    let command = [&[7, 5, 0][..], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[8, 1, 255, 1, 0]].concat();
+    let hostile =
+        [&[9, 1][..], &[0, 0, 16, 0, 0, 0, 0, 0], &[60, 0, 0, 0, 1, 0, 0, 0], &[0, 0, 0]].concat();
+    let all = |features: u16| {
+        let features = features.to_le_bytes();
+        [
+            &features[..],
+            &plain,
+            &take,
+            &turn,
+            &large,
+            &take,
+            &dropped,
+            &turn,
+            &offer,
+            &offer,
+            &send,
+            &turn,
+            &command,
+            &turn,
+        ]
+        .concat()
+    };
+    vec![
+        ("everything", all(0)),
+        ("nothing", all(0xffff)),
+        ("hostile", [&all(0)[..], &hostile, &take, &plain, &turn].concat()),
     ]
 }
 

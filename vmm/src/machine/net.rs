@@ -32,23 +32,25 @@ fn bit(feature: CardFeature) -> u64 {
     }
 }
 
-/// The card, with the thread that serves it.
+/// The card, with the thread that serves it and the one that looks at the host's resolvers.
 ///
 /// # Errors
 /// What the host said.
 pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
     let card = card(&plan);
-    let file = match &plan.host.resolvers {
+    let resolvers = match &plan.host.resolvers {
         Resolvers::Of(path) => Some(path.clone()),
         Resolvers::These(_) => None,
     };
     let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
-    setup.config.bounds.parked = usize::from(plan.ring_size.descriptors() / 2);
+    // A guest whose whole ring is held back could not even acknowledge.
+    setup.config.bounds.parked = usize::from(card.ring_size / 2);
     let (mut host, commands) = Host::new(setup)?;
-    let watch = file.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
+    let watch =
+        resolvers.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
     let serve = Box::new(move |port: &mut Port| {
-        // Both are the network's: a host side whose commands are gone ends.
-        let _keep = (&commands, &watch);
+        // Both end with the thread.
+        let _kept = (&commands, &watch);
         // A host that cannot wait has no network: the card says so.
         host.serve(port).ok();
     });
