@@ -10,6 +10,7 @@ pub mod build;
 pub mod cache;
 pub mod clone;
 pub mod digest;
+pub mod export;
 pub mod image;
 pub mod layer;
 pub mod layout;
@@ -22,6 +23,7 @@ pub mod progress;
 pub mod reference;
 pub mod registry;
 pub mod resolve;
+pub mod sandbox;
 pub mod source;
 pub mod tar;
 

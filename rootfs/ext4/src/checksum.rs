@@ -3,6 +3,22 @@
 use crate::bytes::{high16, low16, put16, put32};
 use crate::format::{BLOCK, DIR_TAIL, SUPERBLOCK, dx, extent, group, inode, superblock, xattr};
 
+/// What is done with checksums of an image that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksums {
+    /// They must hold.
+    Compared,
+    /// They are not looked at, so that damage is met where it does harm: for tests of what comes behind them.
+    Ignored,
+}
+
+impl Checksums {
+    /// Whether a checksum does not hold.
+    pub(crate) fn differ<T: PartialEq + Copy>(self, derived: T, stored: T) -> bool {
+        self == Self::Compared && derived != stored
+    }
+}
+
 /// The running sum: the file system's, an inode's, or one in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seed(pub(crate) u32);

@@ -19,6 +19,7 @@ pub mod write;
 mod xattr;
 
 pub use check::Report;
+pub use checksum::Checksums;
 pub use read::{Fault, Image, Input, Place, ReadError};
 pub use tree::{Contents, FileData, NodeId, Tree};
 pub use write::{Identity, Options, Output, Profile, Summary, WriteError, write};

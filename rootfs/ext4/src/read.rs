@@ -21,7 +21,7 @@ pub(crate) use inode::Inode;
 pub(crate) use superblock::Shape;
 
 use crate::bytes::{get32, size};
-use crate::checksum::Seed;
+use crate::checksum::{Checksums, Seed};
 use crate::format::{BLOCK, DESCRIPTOR, INODE, SUPERBLOCK, group, inode as at, number};
 use crate::tree::{ContentId, Contents};
 
@@ -145,11 +145,16 @@ pub struct Image<I> {
 impl<I: Input> Image<I> {
     /// Reads the superblock and the group descriptors.
     pub fn open(input: I) -> Result<Self, ReadError> {
+        Self::open_with(input, Checksums::Compared)
+    }
+
+    /// As [`open`](Self::open), and says what is done with checksums from here on.
+    pub fn open_with(input: I, checksums: Checksums) -> Result<Self, ReadError> {
         let failed = |offset| move |source| ReadError::Input { offset, source };
         let bytes = input.size().map_err(failed(0))?;
         let mut head = [0; SUPERBLOCK];
         input.read_at(&mut head, SUPERBLOCK as u64).map_err(failed(SUPERBLOCK as u64))?;
-        let mut shape = Shape::read(&head, bytes)?;
+        let mut shape = Shape::read(&head, bytes, checksums)?;
         let mut descriptors = vec![0; shape.groups as usize * DESCRIPTOR];
         input.read_at(&mut descriptors, BLOCK as u64).map_err(failed(BLOCK as u64))?;
         shape.read_groups(&descriptors)?;
@@ -179,6 +184,11 @@ impl<I: Input> Image<I> {
     #[must_use]
     pub const fn size_bytes(&self) -> u64 {
         self.shape.blocks * BLOCK as u64
+    }
+
+    /// Whether a checksum does not hold.
+    pub(crate) fn differ<T: PartialEq + Copy>(&self, derived: T, stored: T) -> bool {
+        self.shape.checksums.differ(derived, stored)
     }
 
     pub(crate) const fn shape(&self) -> &Shape {
@@ -219,7 +229,7 @@ impl<I: Input> Image<I> {
     /// An inode in use. Fails when it is not, or is damaged.
     pub(crate) fn inode(&self, number: u32) -> Result<Inode, ReadError> {
         let bytes = self.inode_bytes(number)?;
-        Ok(Inode::read(number, &bytes, self.shape.seed)?)
+        Ok(Inode::read(number, &bytes, self.shape.seed, self.shape.checksums)?)
     }
 
     /// What the blocks of an inode start their checksums from.

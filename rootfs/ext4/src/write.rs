@@ -13,8 +13,6 @@ mod inode;
 mod place;
 mod space;
 mod superblock;
-#[cfg(test)]
-mod tests;
 mod threads;
 
 use std::fs::File;

@@ -18,16 +18,16 @@ use std::thread;
 
 use openshell_ext4::tree::{ContentId, Contents, Tree};
 
-use crate::cache::{Cache, CacheError, Cached, Lock};
+use crate::cache::{Cache, CacheError, Cached, LayerRecord, Lock};
 use crate::digest::Digest;
-use crate::layer::{LayerError, Pack};
+use crate::layer::{Layer, LayerError, Pack};
 use crate::layout::{Addition, Editor, Layout, LayoutError};
 use crate::limits::{Limit, Limits};
 use crate::merge::{Merge, MergeError};
 use crate::progress::{Phase, Progress};
 use crate::source::{Layers, Plan};
 
-pub use seal::Disk;
+pub use seal::{Disk, hash};
 
 use news::News;
 
@@ -52,6 +52,9 @@ pub enum BuildError {
     /// The file system could not be written.
     #[error("the file system could not be written")]
     Write(#[source] openshell_ext4::WriteError),
+    /// The image that was written is not one.
+    #[error("the file system that was written is not sound")]
+    Check(#[source] openshell_ext4::ReadError),
     /// The image could not be stored.
     #[error("cannot {action} {}", .path.display())]
     Store {
@@ -87,25 +90,16 @@ pub struct Builder<'a> {
 
 /// A merged image that is not sealed: its tree, and the data of its files.
 #[derive(Debug)]
-pub struct Merged {
-    /// Its files.
-    pub tree: Tree,
-    /// Their data.
-    pub packs: Packs,
-    pub(crate) layers: Vec<crate::cache::LayerRecord>,
-    pub(crate) identity: Digest,
-}
-
-impl Merged {
-    /// What tells the image from others.
-    pub fn identity(&self) -> &Digest {
-        &self.identity
-    }
+struct Merged {
+    tree: Tree,
+    packs: Packs,
+    layers: Vec<LayerRecord>,
+    identity: Digest,
 }
 
 /// The data of the files of an image: the n-th pack is `ContentId(n)`.
 #[derive(Debug, Default)]
-pub struct Packs(Vec<Pack>);
+struct Packs(Vec<Pack>);
 
 impl Packs {
     fn add(&mut self, pack: Pack) -> ContentId {
@@ -160,26 +154,6 @@ impl<'a> Builder<'a> {
         self.seal_and_publish(&key, plan, &merged, staged, &news)
     }
 
-    /// The tree of a plan, without a look at or a trace in the images of the cache.
-    ///
-    /// # Errors
-    ///
-    /// As [`Builder::image`].
-    pub fn merged(
-        &self,
-        plan: &Plan,
-        layers: &dyn Layers,
-        progress: &dyn Progress,
-    ) -> Result<Merged, BuildError> {
-        self.check(plan)?;
-        let reading = layers::Reading { builder: self, plan, layers, progress };
-        let (read, staged) = reading.all()?;
-        for pack in staged {
-            self.cache.publish_layer(pack)?;
-        }
-        self.merge(plan, read, progress)
-    }
-
     /// An image whose identity is known once its layer has been read.
     fn image_of_stream(
         &self,
@@ -218,7 +192,7 @@ impl<'a> Builder<'a> {
     fn merge(
         &self,
         plan: &Plan,
-        layers: Vec<crate::layer::Layer>,
+        layers: Vec<Layer>,
         progress: &dyn Progress,
     ) -> Result<Merged, BuildError> {
         progress.phase(Phase::Merge);
@@ -229,7 +203,7 @@ impl<'a> Builder<'a> {
         let identity = plan.identity.clone().or(first).unwrap_or_else(|| Digest::sha256(b""));
         for layer in layers {
             let (diff_id, raw_bytes) = (layer.diff_id, layer.raw_bytes);
-            records.push(crate::cache::LayerRecord { diff_id, raw_bytes });
+            records.push(LayerRecord { diff_id, raw_bytes });
             merge.apply(packs.add(layer.pack), layer.entries)?;
         }
         let mut tree = merge.finish();

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use openshell_ext4::tree::Contents;
-use openshell_ext4::{Identity, Options, Profile, Summary, Tree};
+use openshell_ext4::{Identity, Image, Options, Profile, Summary, Tree};
 
 use super::{BuildError, Builder, Merged, store};
 use crate::cache::{Cached, Record, SCHEMA, StagedPack};
@@ -83,11 +83,13 @@ impl Builder<'_> {
         let (synced, sha256) = thread::scope(|scope| {
             let sync = thread::Builder::new().name("sync".to_owned());
             let synced = sync.spawn_scoped(scope, || file.sync_data());
+            let checked = check(&file);
             let sha256 = hash(&file, summary.size_bytes);
-            (synced.map(|thread| thread.join().expect("syncing does not panic")), sha256)
+            let synced = synced.map(|thread| thread.join().expect("syncing does not panic"));
+            (synced, checked.map(|()| sha256))
         });
         synced.map_err(BuildError::Thread)?.map_err(store("sync", path))?;
-        Ok((summary, sha256.map_err(store("read", path))?))
+        Ok((summary, sha256?.map_err(store("read", path))?))
     }
 
     /// Writes a disk that can be written to, with the files of an image on it.
@@ -125,6 +127,13 @@ impl Builder<'_> {
     }
 }
 
+/// Derives every checksum of an image again.
+fn check(file: &File) -> Result<(), BuildError> {
+    let report = Image::open(file).and_then(|image| image.check()).map_err(BuildError::Check)?;
+    let fault = report.faults().first();
+    fault.map_or(Ok(()), |fault| Err(BuildError::Check((*fault).into())))
+}
+
 /// The 32 bytes of a SHA-256 digest, which every key is.
 fn bytes_of(key: &Digest) -> [u8; 32] {
     let mut bytes = [0; 32];
@@ -150,7 +159,11 @@ fn used_by(tree: &Tree) -> u64 {
 }
 
 /// The digest of a file's first `length` bytes.
-pub(crate) fn hash(file: &File, length: u64) -> io::Result<Digest> {
+///
+/// # Errors
+///
+/// When the file ends before or cannot be read.
+pub fn hash(file: &File, length: u64) -> io::Result<Digest> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use openshell_ext4::Tree;
 use openshell_rootfs::auth::Keychain;
 use openshell_rootfs::build::{Builder, Disk};
 use openshell_rootfs::cache::{Cache, Cached, SCHEMA, Tag};
@@ -15,7 +16,7 @@ use openshell_rootfs::digest::Digest;
 use openshell_rootfs::image::Platform;
 use openshell_rootfs::layout::{Addition, Layout};
 use openshell_rootfs::limits::Limits;
-use openshell_rootfs::progress::Progress;
+use openshell_rootfs::progress::{Phase, Progress};
 use openshell_rootfs::reference::{Reference, RegistryReference};
 use openshell_rootfs::registry::{Hosts, Patience, Registry};
 use openshell_rootfs::source::{
@@ -25,7 +26,7 @@ use serde_json::json;
 
 use super::args::{BuildArgs, Global, Pull, PullArgs, SourceArgs};
 use super::failure::NoImage;
-use super::{output, progress};
+use super::{images, output, progress};
 
 /// Makes an image in the cache.
 pub(crate) fn pull(args: &PullArgs, global: &Global) -> Result<()> {
@@ -79,7 +80,10 @@ fn default_cache() -> Option<PathBuf> {
 }
 
 /// Writes a file beside its place and moves it there when it is complete.
-fn write_output<T>(path: &Path, write: impl FnOnce(&fs::File) -> Result<T>) -> Result<T> {
+pub(crate) fn write_output<T>(
+    path: &Path,
+    write: impl FnOnce(&fs::File) -> Result<T>,
+) -> Result<T> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let context = || format!("cannot write {}", path.display());
@@ -136,12 +140,14 @@ impl<'a> Work<'a> {
 
     /// A writable disk with the image's files, and what it is known by.
     fn disk(&self, disk: Disk, file: &fs::File, progress: &dyn Progress) -> Result<(Digest, u64)> {
-        let local = self.open()?;
-        let builder = self.builder();
-        let merged = builder.merged(&local.plan, &*local.layers, progress)?;
-        let key = builder.key(merged.identity(), &local.plan);
-        progress.phase(openshell_rootfs::progress::Phase::Write);
-        let summary = builder.disk(&merged.tree, &merged.packs, disk, &key, file)?;
+        let cached = self.image(progress)?;
+        let image = images::open(&cached)?;
+        let mut tree = image.read_tree().context("cannot read the cached image")?;
+        // The writer makes one that fits the disk.
+        tree.remove(Tree::ROOT, b"lost+found");
+        progress.phase(Phase::Write);
+        let key = cached.record.key;
+        let summary = self.builder().disk(&tree, &image, disk, &key, file)?;
         Ok((key, summary.size_bytes))
     }
 

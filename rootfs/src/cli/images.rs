@@ -1,11 +1,20 @@
 //! Verbs about images that are there: `ls`, `inspect`, `verify`, `prune`, `rm`, `cat`, `export-tar`.
 
-use anyhow::{Result, bail};
-use openshell_rootfs::cache::{Cache, Cached, Prune};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use openshell_ext4::tree::Kind;
+use openshell_ext4::{Image, Tree};
+use openshell_rootfs::build::hash;
+use openshell_rootfs::cache::{Cache, Cached, Prune, Record};
+use openshell_rootfs::limits::Limits;
+use openshell_rootfs::resolve::Resolver;
 use serde_json::{Value, json};
 
 use super::args::{CatArgs, ExportArgs, Global, ImageArgs, PruneArgs, RmArgs, VerifyArgs};
-use super::build::open_cache;
+use super::build::{open_cache, write_output};
 use super::failure::NoImage;
 use super::output;
 
@@ -105,17 +114,102 @@ pub(crate) fn find(cache: &Cache, name: &str) -> Result<Cached> {
     }
 }
 
-/// Checks images.
-pub(crate) fn verify(_args: &VerifyArgs, _global: &Global) -> Result<()> {
-    bail!("waits for the checker")
+/// Checks images: all that the arguments name, or all of the cache.
+pub(crate) fn verify(args: &VerifyArgs, global: &Global) -> Result<()> {
+    let cache = open_cache(global)?;
+    let mut targets = Vec::new();
+    for name in &args.images {
+        let path = Path::new(name);
+        targets.push(match find(&cache, name) {
+            Ok(cached) => (cached.image(), Some(cached.record)),
+            Err(_) if path.is_file() => (path.to_owned(), None),
+            Err(error) => return Err(error),
+        });
+    }
+    if args.images.is_empty() {
+        targets = cache.images().into_iter().map(|one| (one.image(), Some(one.record))).collect();
+    }
+    let (mut values, mut lines, mut bad) = (Vec::new(), Vec::new(), 0);
+    for (path, record) in targets {
+        let faults = faults(&path, record.as_ref())?;
+        bad += usize::from(!faults.is_empty());
+        let verdict = if faults.is_empty() { "sound".to_owned() } else { faults.join("; ") };
+        lines.push(format!("{}: {verdict}", path.display()));
+        values.push(json!({ "path": path, "sound": faults.is_empty(), "faults": faults }));
+    }
+    output::print(global.json, &Value::Array(values), &lines)?;
+    if bad > 0 {
+        bail!("{bad} damaged; remove and build what is damaged again");
+    }
+    Ok(())
 }
 
-/// Prints a file.
-pub(crate) fn cat(_args: &CatArgs, _global: &Global) -> Result<()> {
-    bail!("waits for the reader")
+fn faults(path: &Path, record: Option<&Record>) -> Result<Vec<String>> {
+    let context = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(context)?;
+    let mut faults = Vec::new();
+    match Image::open(&file).and_then(|image| image.check()) {
+        Ok(report) => faults.extend(report.faults().iter().map(ToString::to_string)),
+        Err(error) => faults.push(error.to_string()),
+    }
+    if let Some(record) = record {
+        let found = hash(&file, record.bytes).with_context(context)?;
+        if found != record.sha256 {
+            faults.push(format!("its bytes have the digest {found}, not {}", record.sha256));
+        }
+    }
+    Ok(faults)
 }
 
-/// Writes an archive.
-pub(crate) fn export_tar(_args: &ExportArgs, _global: &Global) -> Result<()> {
-    bail!("waits for the reader")
+/// Prints a file, to which links of the image may lead.
+pub(crate) fn cat(args: &CatArgs, global: &Global) -> Result<()> {
+    let cache = open_cache(global)?;
+    let image = open(&find(&cache, &args.image)?)?;
+    let mut tree = image.read_tree().context("cannot read the image")?;
+    let limits = Limits::default();
+    let found = Resolver::new(&limits).node(&mut tree, args.path.as_bytes());
+    let found = found.with_context(|| format!("cannot follow {:?}", args.path))?;
+    let node = found.and_then(|id| tree.find(id));
+    let node = node.with_context(|| format!("there is no {:?} in the image", args.path))?;
+    let Kind::File(data) = node.kind() else { bail!("{:?} is not a regular file", args.path) };
+    let mut out = io::stdout().lock();
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    while at < data.size() {
+        let wanted = usize::try_from(data.size() - at).unwrap_or(usize::MAX).min(buffer.len());
+        data.read_at(&image, at, &mut buffer[..wanted]).context("cannot read the image")?;
+        out.write_all(&buffer[..wanted]).context("cannot print")?;
+        at += wanted as u64;
+    }
+    out.flush().context("cannot print")
+}
+
+/// Writes the files of an image as an archive.
+pub(crate) fn export_tar(args: &ExportArgs, global: &Global) -> Result<()> {
+    let cache = open_cache(global)?;
+    let image = open(&find(&cache, &args.image)?)?;
+    let mut tree = image.read_tree().context("cannot read the image")?;
+    // The writer made it, it is not the image's.
+    tree.remove(Tree::ROOT, b"lost+found");
+    let export = |out: &mut dyn io::Write| {
+        let mut out = io::BufWriter::with_capacity(1 << 20, out);
+        openshell_rootfs::export::export_tar(&tree, &image, &mut out)?;
+        out.flush()
+    };
+    let Some(path) = &args.output else {
+        return export(&mut io::stdout().lock()).context("cannot write the archive");
+    };
+    write_output(path, |file| {
+        let mut file = file;
+        export(&mut file).with_context(|| format!("cannot write {}", path.display()))
+    })?;
+    let value = json!({ "schema": "v1", "output": path });
+    output::print(global.json, &value, &[path.display().to_string()])
+}
+
+/// The file system of a cached image.
+pub(crate) fn open(cached: &Cached) -> Result<Image<File>> {
+    let path = cached.image();
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Image::open(file).with_context(|| format!("{} is damaged", path.display()))
 }

@@ -16,10 +16,13 @@ fn main() -> Result<()> {
         ("dhcp", dhcp()),
         ("dns_guest", dns_guest()),
         ("dns_resolver", dns_resolver()),
+        ("ext4_reader", ext4_reader()),
         ("fragments", fragments()),
         ("kernel", kernel()),
+        ("manifest", manifest()),
         ("overlay", overlay()),
         ("queue", queue()),
+        ("reference", reference()),
         ("rule", rule()),
         ("transport", transport()),
         ("vnet", vnet()),
@@ -35,6 +38,70 @@ fn main() -> Result<()> {
 }
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What the rest is, then a document, or lines in which `@N` stands for the digest and size of another.
+fn manifest() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let pair = format!(r#""digest":"{digest}","size":100"#);
+    let platform = r#""os":"linux","architecture":"amd64""#;
+    let image = |config: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{IMAGE}","config":{{"mediaType":"{CONFIG}",{config}}},"layers":[{{"mediaType":"{LAYER}",{pair}}}]}}"#
+        )
+    };
+    let index = |entry: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{IMAGE}",{entry},"platform":{{{platform}}}}}]}}"#
+        )
+    };
+    let config = format!(
+        r#"{{{platform},"config":{{"Env":["A=b"],"Cmd":["/init"],"User":"a","Labels":{{"a":"b"}}}},"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#
+    );
+    let script = format!("{}\n{}\n{config}", index("@1"), image("@0"));
+    vec![
+        ("image", format!("m{}", image(&pair)).into_bytes()),
+        ("index", format!("i{}", index(&pair)).into_bytes()),
+        ("config", format!("c{config}").into_bytes()),
+        ("resolve", format!("r{script}").into_bytes()),
+        ("schema1", br#"m{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+    ]
+}
+
+/// What the rest is, then the text.
+fn reference() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    vec![
+        ("registry", format!("rghcr.io:443/a/b-c:1.2@{digest}").into_bytes()),
+        ("short", b"rdebian".to_vec()),
+        ("layout", format!("roci:/a/b@{digest}").into_bytes()),
+        ("archive", b"rdocker-archive:a.tar:debian:12".to_vec()),
+        ("platform", b"plinux/arm64/v8.2".to_vec()),
+        ("digest", format!("d{digest}").into_bytes()),
+        ("hosts", b"h[registry.\"docker.io\"]\nmirrors = [\"https://a.example/hub\"]\nplain-http = false\n".to_vec()),
+    ]
+}
+
+/// Which image; then block, byte and value of each change.
+fn ext4_reader() -> Seeds {
+    let change = |block: u16, at: u16, value: u8| {
+        [&block.to_le_bytes()[..], &at.to_le_bytes(), &[value]].concat()
+    };
+    // Counts of the superblock, of a descriptor, and a byte of each of the first structures.
+    let counts = [change(0, 1024 + 0xc, 3), change(1, 0xc, 3)].concat();
+    let spread: Vec<u8> = (4..50).flat_map(|block| change(block, 8 + block * 5, 1)).collect();
+    vec![
+        ("base", vec![1]),
+        ("base-counts", [&[2][..], &counts].concat()),
+        ("base-spread", [&[2][..], &spread].concat()),
+        ("disk", vec![3]),
+        ("disk-counts", [&[3][..], &counts].concat()),
+    ]
+}
 
 /// Disk, features; then steps as the target reads them.
 fn block() -> Seeds {

@@ -7,6 +7,7 @@ use crate::bytes::{get16, get32};
 use crate::checksum;
 use crate::format::{BLOCK, DIR_TAIL, dx, inode, superblock};
 use crate::hash::half_md4;
+use crate::tree::is_zero;
 
 /// Bytes for names in a block.
 const ROOM: usize = BLOCK - DIR_TAIL;
@@ -126,8 +127,13 @@ impl<I: Input> Image<I> {
         if limit != room || count == 0 || count > limit {
             return Err(wrong("its index counts its entries wrong"));
         }
-        if checksum::of_index(self.seed_of(inode), block, at, count) != get32(block, BLOCK - 4) {
+        let sum = checksum::of_index(self.seed_of(inode), block, at, count);
+        if self.differ(sum, get32(block, BLOCK - 4)) {
             return Err(wrong("checksum of its index does not match"));
+        }
+        let unused = &block[at + count * dx::ENTRY..BLOCK - 8];
+        if self.is_base() && !is_zero(unused) {
+            return Err(wrong("its index has entries that do not count"));
         }
         let entry = |index: usize| &block[at + index * dx::ENTRY..][..dx::ENTRY];
         let mut first = node.first;
@@ -159,7 +165,7 @@ impl<I: Input> Image<I> {
         if (get32(tail, 0), get16(tail, 4), tail[6], tail[7]) != (0, 12, 0, 0xde) {
             return Err(wrong("a block of names has no checksum"));
         }
-        if checksum::of_names(self.seed_of(inode), &block) != get32(tail, 8) {
+        if self.differ(checksum::of_names(self.seed_of(inode), &block), get32(tail, 8)) {
             return Err(wrong("checksum of a block of names does not match"));
         }
         let mut at = 0;

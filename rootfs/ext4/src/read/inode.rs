@@ -2,7 +2,7 @@
 
 use super::Fault;
 use crate::bytes::{get16, get32};
-use crate::checksum::{self, Seed};
+use crate::checksum::{self, Checksums, Seed};
 use crate::format::{INODE, inode};
 use crate::tree::{Device, Time};
 
@@ -28,11 +28,17 @@ pub(crate) struct Inode {
 
 impl Inode {
     /// Fails when it is not in use, damaged or of an unknown type. `seed` is the file system's.
-    pub(crate) fn read(number: u32, bytes: &[u8; INODE], seed: Seed) -> Result<Self, Fault> {
+    pub(crate) fn read(
+        number: u32,
+        bytes: &[u8; INODE],
+        seed: Seed,
+        checksums: Checksums,
+    ) -> Result<Self, Fault> {
         let wrong = |what| Err(Fault::inode(number, what));
         let half = |at| u32::from(get16(bytes, at));
         let generation = get32(bytes, inode::GENERATION);
-        if checksum::of_inode(seed.of_inode(number, generation), bytes) != stored_checksum(bytes) {
+        let sum = checksum::of_inode(seed.of_inode(number, generation), bytes);
+        if checksums.differ(sum, stored_checksum(bytes)) {
             return wrong("checksum does not match");
         }
         let mode = get16(bytes, inode::MODE);

@@ -2,7 +2,7 @@
 
 use super::{Fault, seed};
 use crate::bytes::{get16, get32};
-use crate::checksum::{self, Seed};
+use crate::checksum::{self, Checksums, Seed};
 use crate::format::{
     BLOCK, DESCRIPTOR, DESCRIPTORS_PER_BLOCK, GROUP_BLOCKS, INODE, INODES_PER_BLOCK, SUPERBLOCK,
     compat, group, incompat, number, ro_compat, superblock,
@@ -11,6 +11,7 @@ use crate::format::{
 /// What an image says of itself. Every block number in it lies in the image.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
+    pub(crate) checksums: Checksums,
     pub(crate) blocks: u64,
     pub(crate) groups: u32,
     pub(crate) inodes_per_group: u32,
@@ -47,14 +48,18 @@ pub(crate) struct Descriptor {
 
 impl Shape {
     /// From a superblock and the size of the input; without the descriptors.
-    pub(crate) fn read(head: &[u8; SUPERBLOCK], input_bytes: u64) -> Result<Self, Fault> {
+    pub(crate) fn read(
+        head: &[u8; SUPERBLOCK],
+        input_bytes: u64,
+        checksums: Checksums,
+    ) -> Result<Self, Fault> {
         let wrong = |what| Err(Fault::superblock(what));
         let get = |at| get32(head, at);
         if get16(head, superblock::SIGNATURE) != superblock::MAGIC {
             return wrong("no ext4 signature");
         }
         let [compatible, incompatible, read_only] = features(head)?;
-        if checksum::of_superblock(head) != get(superblock::CHECKSUM) {
+        if checksums.differ(checksum::of_superblock(head), get(superblock::CHECKSUM)) {
             return wrong("checksum does not match");
         }
         if !has_fixed_fields(head) {
@@ -93,6 +98,7 @@ impl Shape {
         let mut label = [0; 16];
         label.copy_from_slice(&head[superblock::LABEL..][..16]);
         Ok(Self {
+            checksums,
             blocks,
             groups,
             inodes_per_group,
@@ -118,7 +124,8 @@ impl Shape {
             let wrong = |what| Err(Fault::group(number, what));
             let get = |at| u64::from(get32(bytes, at));
             let small = |at| get16(bytes, at);
-            if checksum::of_group(self.seed, number, bytes) != small(group::CHECKSUM) {
+            let sum = checksum::of_group(self.seed, number, bytes);
+            if self.checksums.differ(sum, small(group::CHECKSUM)) {
                 return wrong("checksum of the descriptor does not match");
             }
             let descriptor = Descriptor {

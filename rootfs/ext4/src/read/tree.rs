@@ -7,7 +7,7 @@ use crate::bytes::get32;
 use crate::checksum;
 use crate::format::{BLOCK, FAST_SYMLINK_MAX, inode, number, xattr as on_disk};
 use crate::tree::{
-    FileData, Holes, Kind, Metadata, NodeId, Piece, Source, TARGET_MAX, Tree, Xattrs,
+    FileData, Holes, Kind, Metadata, NodeId, Piece, Source, TARGET_MAX, Tree, Xattrs, is_zero,
 };
 use crate::xattr;
 
@@ -66,7 +66,7 @@ impl<I: Input> Image<I> {
         }
         let block = self.block(inode.xattr_block)?;
         let sum = checksum::of_xattr_block(self.shape().seed, inode.xattr_block, &block);
-        if sum != get32(&block, on_disk::BLOCK_CHECKSUM) {
+        if self.differ(sum, get32(&block, on_disk::BLOCK_CHECKSUM)) {
             let what = "checksum of a block of extended attributes does not match";
             return Err(Fault::block(inode.xattr_block, what).into());
         }
@@ -118,6 +118,9 @@ impl<I: Input> Image<I> {
         let longest = if inode.has_extents() { TARGET_MAX } else { FAST_SYMLINK_MAX };
         if length == 0 || length > longest || target[length] != 0 || target[..length].contains(&0) {
             return Err(wrong("its target is not as long as its size"));
+        }
+        if !is_zero(&target[length..]) {
+            return Err(wrong("there is something behind its target"));
         }
         target.truncate(length);
         Ok(target)
