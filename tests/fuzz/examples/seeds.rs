@@ -15,8 +15,10 @@ fn main() -> Result<()> {
         ("console", console()),
         ("ext4_reader", ext4_reader()),
         ("kernel", kernel()),
+        ("manifest", manifest()),
         ("overlay", overlay()),
         ("queue", queue()),
+        ("reference", reference()),
         ("transport", transport()),
         ("vsock", vsock()),
     ] {
@@ -45,6 +47,53 @@ fn ext4_reader() -> Seeds {
         ("base-spread", [&[2][..], &spread].concat()),
         ("disk", vec![3]),
         ("disk-counts", [&[3][..], &counts].concat()),
+    ]
+}
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What the rest is, then a document, or lines in which `@N` stands for the digest and size of another.
+fn manifest() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let pair = format!(r#""digest":"{digest}","size":100"#);
+    let platform = r#""os":"linux","architecture":"amd64""#;
+    let image = |config: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{IMAGE}","config":{{"mediaType":"{CONFIG}",{config}}},"layers":[{{"mediaType":"{LAYER}",{pair}}}]}}"#
+        )
+    };
+    let index = |entry: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{IMAGE}",{entry},"platform":{{{platform}}}}}]}}"#
+        )
+    };
+    let config = format!(
+        r#"{{{platform},"config":{{"Env":["A=b"],"Cmd":["/init"],"User":"a","Labels":{{"a":"b"}}}},"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#
+    );
+    let script = format!("{}\n{}\n{config}", index("@1"), image("@0"));
+    vec![
+        ("image", format!("m{}", image(&pair)).into_bytes()),
+        ("index", format!("i{}", index(&pair)).into_bytes()),
+        ("config", format!("c{config}").into_bytes()),
+        ("resolve", format!("r{script}").into_bytes()),
+        ("schema1", br#"m{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+    ]
+}
+
+/// What the rest is, then the text.
+fn reference() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    vec![
+        ("registry", format!("rghcr.io:443/a/b-c:1.2@{digest}").into_bytes()),
+        ("short", b"rdebian".to_vec()),
+        ("layout", format!("roci:/a/b@{digest}").into_bytes()),
+        ("archive", b"rdocker-archive:a.tar:debian:12".to_vec()),
+        ("platform", b"plinux/arm64/v8.2".to_vec()),
+        ("digest", format!("d{digest}").into_bytes()),
+        ("hosts", b"h[registry.\"docker.io\"]\nmirrors = [\"https://a.example/hub\"]\nplain-http = false\n".to_vec()),
     ]
 }
 

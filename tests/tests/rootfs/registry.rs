@@ -123,7 +123,7 @@ fn a_registry_with_passwords_takes_the_right_one() {
         match client(keychain).resolve(&reference(&registry, "1"), &platform("linux/amd64")) {
             Ok(pull) => assert!(fine && layers(&pull).len() == 4),
             Err(PullError::Registry { source: RegistryError::Unauthorized { .. }, .. }) => {
-                assert!(!fine)
+                assert!(!fine);
             }
             Err(error) => panic!("{error:?}"),
         }
