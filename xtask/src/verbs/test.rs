@@ -112,6 +112,8 @@ fn net(filter: Option<&str>) -> Result<()> {
     };
     command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
     say::step("run the tests of the network stack", || cmd::run(&mut command))
+}
+
 fn images(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Tests)?;
     let program = binaries::end_to_end("rootfs")?;
