@@ -84,6 +84,7 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "openssl",
         ],
         unpacked: &["linux-image-cloud-amd64"],
         cargo: &[],
