@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Lab,
     /// End-to-end tests.
     Tests,
+    /// Tests of the network stack.
+    Net,
     /// Lint and license checks.
     Lint,
 }
@@ -73,8 +75,34 @@ const TABLE: &[Needs] = &[
     },
     Needs {
         purpose: Purpose::Tests,
-        debian: &["e2fsprogs", "e2fsck-static", "socat", "strace", "fio"],
+        debian: &[
+            "e2fsprogs",
+            "e2fsck-static",
+            "socat",
+            "strace",
+            "fio",
+            "docker-registry",
+            "skopeo",
+            "umoci",
+            "openssl",
+        ],
         unpacked: &["linux-image-cloud-amd64"],
+        cargo: &[],
+    },
+    Needs {
+        purpose: Purpose::Net,
+        debian: &[
+            "busybox-static",
+            "curl",
+            "dnsutils",
+            "iperf3",
+            "iproute2",
+            "iputils-ping",
+            "nghttp2-server",
+            "procps",
+            "util-linux",
+        ],
+        unpacked: &[],
         cargo: &[],
     },
     Needs {

@@ -16,12 +16,16 @@ fn main() -> Result<()> {
         ("dhcp", dhcp()),
         ("dns_guest", dns_guest()),
         ("dns_resolver", dns_resolver()),
+        ("ext4_reader", ext4_reader()),
         ("fragments", fragments()),
         ("kernel", kernel()),
+        ("manifest", manifest()),
         ("overlay", overlay()),
         ("queue", queue()),
+        ("reference", reference()),
         ("rule", rule()),
         ("transport", transport()),
+        ("vnet", vnet()),
         ("vsock", vsock()),
     ] {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -34,6 +38,70 @@ fn main() -> Result<()> {
 }
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// What the rest is, then a document, or lines in which `@N` stands for the digest and size of another.
+fn manifest() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let pair = format!(r#""digest":"{digest}","size":100"#);
+    let platform = r#""os":"linux","architecture":"amd64""#;
+    let image = |config: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{IMAGE}","config":{{"mediaType":"{CONFIG}",{config}}},"layers":[{{"mediaType":"{LAYER}",{pair}}}]}}"#
+        )
+    };
+    let index = |entry: &str| {
+        format!(
+            r#"{{"schemaVersion":2,"mediaType":"{INDEX}","manifests":[{{"mediaType":"{IMAGE}",{entry},"platform":{{{platform}}}}}]}}"#
+        )
+    };
+    let config = format!(
+        r#"{{{platform},"config":{{"Env":["A=b"],"Cmd":["/init"],"User":"a","Labels":{{"a":"b"}}}},"rootfs":{{"type":"layers","diff_ids":["{digest}"]}}}}"#
+    );
+    let script = format!("{}\n{}\n{config}", index("@1"), image("@0"));
+    vec![
+        ("image", format!("m{}", image(&pair)).into_bytes()),
+        ("index", format!("i{}", index(&pair)).into_bytes()),
+        ("config", format!("c{config}").into_bytes()),
+        ("resolve", format!("r{script}").into_bytes()),
+        ("schema1", br#"m{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+    ]
+}
+
+/// What the rest is, then the text.
+fn reference() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    vec![
+        ("registry", format!("rghcr.io:443/a/b-c:1.2@{digest}").into_bytes()),
+        ("short", b"rdebian".to_vec()),
+        ("layout", format!("roci:/a/b@{digest}").into_bytes()),
+        ("archive", b"rdocker-archive:a.tar:debian:12".to_vec()),
+        ("platform", b"plinux/arm64/v8.2".to_vec()),
+        ("digest", format!("d{digest}").into_bytes()),
+        ("hosts", b"h[registry.\"docker.io\"]\nmirrors = [\"https://a.example/hub\"]\nplain-http = false\n".to_vec()),
+    ]
+}
+
+/// Which image; then block, byte and value of each change.
+fn ext4_reader() -> Seeds {
+    let change = |block: u16, at: u16, value: u8| {
+        [&block.to_le_bytes()[..], &at.to_le_bytes(), &[value]].concat()
+    };
+    // Counts of the superblock, of a descriptor, and a byte of each of the first structures.
+    let counts = [change(0, 1024 + 0xc, 3), change(1, 0xc, 3)].concat();
+    let spread: Vec<u8> = (4..50).flat_map(|block| change(block, 8 + block * 5, 1)).collect();
+    vec![
+        ("base", vec![1]),
+        ("base-counts", [&[2][..], &counts].concat()),
+        ("base-spread", [&[2][..], &spread].concat()),
+        ("disk", vec![3]),
+        ("disk-counts", [&[3][..], &counts].concat()),
+    ]
+}
 
 /// Disk, features; then steps as the target reads them.
 fn block() -> Seeds {
@@ -243,6 +311,48 @@ fn transport() -> Seeds {
         ("brought-up", [&up[..], &notify, &late, &reads].concat()),
         ("refused", [&[7, 1][..], &up, &reads, &[7, 0], &up, &notify].concat()),
         ("odd-widths", [&odd[..], &up, &odd].concat()),
+    ]
+}
+
+/// Features left out; then steps as the target reads them.
+fn vnet() -> Seeds {
+    // Header, length, whether large, cuts, indirect.
+    let plain = [&[0][..], &[0; 12], &[200, 0, 1], &[11, 255], &[0]].concat();
+    let large =
+        [&[0][..], &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0], &[44, 1, 0, 11, 255, 255], &[1]]
+            .concat();
+    // Skipped, kept, held.
+    let take = [2, 54, 0xff, 0xff, 1];
+    let (dropped, turn) = ([4], [8]);
+    let offer = [5, 0xff, 7, 255, 255, 255, 255, 255, 255, 255, 255, 0];
+    let send = [6, 0xb4, 5, 1, 1, 0, 0, 2];
+    let command = [&[7, 5, 0][..], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[8, 1, 255, 1, 0]].concat();
+    let hostile =
+        [&[9, 1][..], &[0, 0, 16, 0, 0, 0, 0, 0], &[60, 0, 0, 0, 1, 0, 0, 0], &[0, 0, 0]].concat();
+    let all = |features: u16| {
+        let features = features.to_le_bytes();
+        [
+            &features[..],
+            &plain,
+            &take,
+            &turn,
+            &large,
+            &take,
+            &dropped,
+            &turn,
+            &offer,
+            &offer,
+            &send,
+            &turn,
+            &command,
+            &turn,
+        ]
+        .concat()
+    };
+    vec![
+        ("everything", all(0)),
+        ("nothing", all(0xffff)),
+        ("hostile", [&all(0)[..], &hostile, &take, &plain, &turn].concat()),
     ]
 }
 

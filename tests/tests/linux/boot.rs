@@ -30,6 +30,12 @@ fn the_tiny_kernel_reaches_init() {
 }
 
 #[test]
+fn the_smallest_memory_reaches_init() {
+    let told = Guest::running("grep MemTotal /proc/meminfo").option("--memory", "32Mi");
+    assert!(told.finish().text().contains("MemTotal:"));
+}
+
+#[test]
 fn memory_goes_on_past_the_hole() {
     // A file in memory larger than what is below 4 GiB free of it would not fit the lab: the kernel hands out high pages first.
     let script = "grep MemTotal /proc/meminfo

@@ -239,6 +239,7 @@ const NET: &[Entry] = &[
     always(SYS_readv),     // a tap
     always(SYS_writev),    // a tap
     when(SYS_ioctl, &[&[Is(1, SIOCOUTQNSD)]]), // sys::inet::unsent
+    always(SYS_getpid),    // net::sockets::echo: identifiers of raw sockets
     always(SYS_sched_yield), // mpsc, when a command is half sent
     always(SYS_getrandom), // the key of a stack that is made anew; the seed of a thread's first HashMap
 ];

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "KVM is told host addresses of guest memory here")]
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -10,6 +11,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::linger::Linger;
 use super::{Host, KvmError, call, cpuid, msrs};
 use crate::layout;
 use crate::memory::GuestRam;
@@ -51,7 +53,7 @@ impl BareVm {
                 userspace_addr: range.host_addr,
             };
             // SAFETY: the range is mapped and owned by `ram`, which this `BareVm` keeps until after the fd is closed (fields
-            // drop in order), and the ranges do not overlap.
+            // drop in order), and the ranges do not overlap. A machine that lingers has no vCPU left to touch its slots.
             unsafe { fd.set_user_memory_region(region) }
                 .map_err(call("KVM_SET_USER_MEMORY_REGION"))?;
         }
@@ -67,11 +69,13 @@ impl BareVm {
     }
 }
 
-/// A virtual machine with its memory and interrupt controllers. It keeps the RAM mapped while it exists.
+/// A virtual machine with its memory and interrupt controllers. It keeps the RAM mapped while it exists; KVM takes it apart
+/// after it was dropped.
 #[derive(Debug)]
 pub struct Vm {
     bare: BareVm,
     cpuid: CpuId,
+    _linger: Option<Linger>,
 }
 
 impl Vm {
@@ -87,7 +91,9 @@ impl Vm {
         let bare = BareVm::new(host.kvm(), ram)?;
         bare.fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
         let cpuid = cpuid::supported(host.kvm())?;
-        Ok(Self { bare, cpuid })
+        // SAFETY: the descriptor is open as long as `bare` is.
+        let linger = Linger::of(unsafe { BorrowedFd::borrow_raw(bare.fd.as_raw_fd()) });
+        Ok(Self { bare, cpuid, _linger: linger })
     }
 
     /// The machine's RAM.

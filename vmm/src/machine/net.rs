@@ -3,11 +3,10 @@
 use std::io;
 
 use crate::config::net::CardFeature;
-use crate::config::net_plan::Resolvers;
 use crate::config::plan::NetPlan;
 use crate::jail::Jail;
 use crate::net::engine::{Host, Setup};
-use crate::net::resolvers::ResolverWatch;
+use crate::net::follow::{FileWatch, Followed};
 use crate::virtio::net::{Card, Net, Port, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
@@ -32,23 +31,21 @@ fn bit(feature: CardFeature) -> u64 {
     }
 }
 
-/// The card, with the thread that serves it.
+/// The card, with the thread that serves it and the one that looks at the host's resolvers.
 ///
 /// # Errors
 /// What the host said.
 pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
     let card = card(&plan);
-    let file = match &plan.host.resolvers {
-        Resolvers::Of(path) => Some(path.clone()),
-        Resolvers::These(_) => None,
-    };
+    let followed = Followed::of(&plan.host);
     let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
-    setup.config.bounds.parked = usize::from(plan.ring_size.descriptors() / 2);
+    // A guest whose whole ring is held back could not even acknowledge.
+    setup.config.bounds.parked = usize::from(card.ring_size / 2);
     let (mut host, commands) = Host::new(setup)?;
-    let watch = file.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
+    let watch = FileWatch::spawn(jail, followed, commands.clone())?;
     let serve = Box::new(move |port: &mut Port| {
-        // Both are the network's: a host side whose commands are gone ends.
-        let _keep = (&commands, &watch);
+        // Both end with the thread.
+        let _kept = (&commands, &watch);
         // A host that cannot wait has no network: the card says so.
         host.serve(port).ok();
     });

@@ -331,7 +331,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
 
     fn echo_open(&mut self, flow: FlowId, peer: SocketAddr) -> Result<(), HostError> {
         self.admit(flow)?;
-        let echo = Echo::connect(flow, peer).map_err(|error| told(&error))?;
+        let echo = Echo::connect(peer).map_err(|error| told(&error))?;
         self.keep(flow, Socket::Echo(echo))
     }
 

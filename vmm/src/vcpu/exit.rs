@@ -17,6 +17,8 @@ pub enum Action {
     Stop(StopCause),
     /// The processor can't go on.
     Fail(Fault),
+    /// KVM_EXIT_INTERNAL_ERROR: the processor cannot go on, and its run structure holds the suberror.
+    GaveUp,
 }
 
 /// Why a processor can't go on.
@@ -71,7 +73,7 @@ pub fn decide(exit: Result<VcpuExit<'_>, kvm_ioctls::Error>, buses: &Buses) -> A
         Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Action::Kicked,
         Ok(VcpuExit::Shutdown) => return Action::Fail(Fault::TripleFault),
         Ok(VcpuExit::FailEntry(reason, _)) => return Action::Fail(Fault::Entry { reason }),
-        Ok(VcpuExit::InternalError) => return Action::Fail(Fault::Internal { suberror: 0 }),
+        Ok(VcpuExit::InternalError) => return Action::GaveUp,
         Ok(other) => return Action::Fail(Fault::Unexpected(format!("{other:?}"))),
         Err(error) => {
             return Action::Fail(Fault::Run(io::Error::from_raw_os_error(error.errno())));
@@ -138,7 +140,7 @@ mod tests {
             (Err(errno(libc::EAGAIN)), "Kicked"),
             (Ok(VcpuExit::Shutdown), "Fail(TripleFault)"),
             (Ok(VcpuExit::FailEntry(7, 0)), "Fail(Entry { reason: 7 })"),
-            (Ok(VcpuExit::InternalError), "Fail(Internal { suberror: 0 })"),
+            (Ok(VcpuExit::InternalError), "GaveUp"),
             (Ok(VcpuExit::Hlt), "Fail(Unexpected(\"Hlt\"))"),
         ] {
             assert_eq!(shown(exit), want);

@@ -150,12 +150,10 @@ fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
             }
             Action::Stop(cause) => return Some(Ending::Stopped(cause)),
             Action::Fail(fault) => {
-                let fault = match fault {
-                    Fault::Internal { .. } => {
-                        Fault::Internal { suberror: vcpu.internal_suberror() }
-                    }
-                    other => other,
-                };
+                return Some(Ending::Failed { fault, registers: vcpu.registers() });
+            }
+            Action::GaveUp => {
+                let fault = Fault::Internal { suberror: vcpu.internal_suberror() };
                 return Some(Ending::Failed { fault, registers: vcpu.registers() });
             }
         }

@@ -6,7 +6,7 @@
 //! by its free lock and removed by the next run.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{BufRead as _, BufReader, Read as _, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use super::channel::{Message, PORTS, UntilMark, random_mark};
+use super::console::Console;
 use super::initramfs::Base;
 use super::qemu::{Paths, arguments};
 use super::{Input, Outcome, Output, Spec};
@@ -24,7 +25,6 @@ use crate::cmd;
 
 const PREFIX: &str = "openshell-lab-";
 const POLL: Duration = Duration::from_millis(50);
-const CONSOLE_LINES: usize = 40;
 
 enum Event {
     Said(Message),
@@ -44,11 +44,10 @@ pub(crate) fn run(spec: &Spec, base: &Base) -> Result<Outcome> {
     if let Some(mib) = spec.scratch_mib {
         make_scratch(&work.path.join("scratch"), mib)?;
     }
-    File::create(work.path.join("console"))?;
-    let console = File::open(work.path.join("console"))?;
-
     let (events, inbox) = channel();
     let ports = Ports::open(spec, &work.path, &mark, &events)?;
+    // A developer's terminal is the console of a lab that has one.
+    let console = if spec.terminal { None } else { Some(Console::open(&work.path)?) };
     let paths = Paths { vmlinux: &base.vmlinux, work: &work.path };
     let mut command = Command::new(setpriv);
     command.args(["--pdeathsig", "KILL", "--"]).arg(qemu).args(arguments(spec, &paths));
@@ -58,11 +57,16 @@ pub(crate) fn run(spec: &Spec, base: &Base) -> Result<Outcome> {
     let mut emulator = Emulator(command.spawn().context("cannot start the emulator")?);
     let mut run = Run { spec, begin, inbox, work: Some(work), phase: "booting", boot: None };
     let ended = run.wait(&mut emulator);
+    let late = ended.as_ref().is_err_and(|error| error.is::<super::TimedOut>());
+    if let (true, Some(console)) = (late, &console) {
+        console.interrogate();
+    }
     emulator.stop()?;
     let said = emulator.stderr();
     let (stdout, stderr) = ports.close();
+    let printed = console.map(|console| console.close(late)).unwrap_or_default();
     if ended.is_err() {
-        crate::say::quote(last_lines(console, &said));
+        crate::say::quote(format!("{said}last console lines of the lab:\n{printed}"));
     }
     let code = ended.with_context(|| {
         let seconds = begin.elapsed().as_secs_f64();
@@ -112,18 +116,6 @@ impl Run<'_> {
             }
         }
     }
-}
-
-/// What the emulator said and the end of the lab's console.
-fn last_lines(mut console: File, said: &str) -> String {
-    let mut bytes = Vec::new();
-    if let Err(error) = console.read_to_end(&mut bytes) {
-        bytes = format!("(cannot read the console: {error})").into_bytes();
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
-    format!("{said}last console lines of the lab:\n{last}")
 }
 
 struct Emulator(Child);
@@ -263,7 +255,7 @@ fn serve_result(listener: UnixListener, events: Sender<Event>) -> Result<JoinHan
     })
 }
 
-fn thread<T: Send + 'static>(
+pub(super) fn thread<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>> {

@@ -6,6 +6,7 @@
 //! written with another, so any number of labs run at once.
 
 mod channel;
+mod console;
 pub(crate) mod cpio;
 mod initramfs;
 mod kernel;

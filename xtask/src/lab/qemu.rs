@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use super::channel::PORTS;
+use super::console;
 use super::initramfs::kernel_line;
 use super::{Clock, Spec};
 
@@ -43,8 +44,9 @@ pub(crate) fn arguments(spec: &Spec, paths: &Paths<'_>) -> Vec<OsString> {
     if spec.terminal {
         line.pair("-serial", "mon:stdio");
     } else {
-        line.path("-chardev", "file,id=console,path=", &paths.work.join("console"), "");
-        line.pair("-serial", "chardev:console");
+        let socket = paths.work.join(console::SOCKET);
+        line.path("-chardev", "socket,id=console,mux=on,path=", &socket, "");
+        line.plain(&["-serial", "chardev:console", "-mon", "chardev=console"]);
     }
     line.pair("-device", "virtio-serial-pci");
     for port in PORTS {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::test::fixtures_share;
+use super::test::carry;
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::{Clock, Share, Spec};
 use crate::{binaries, cmd, say};
@@ -91,17 +91,14 @@ fn clocked(
     let mut spec = Spec {
         clock: Clock::Instructions,
         memory_mib: 6144,
-        shares: vec![
-            fixtures_share(fixtures),
-            Share { host: results.to_owned(), lab: "/results".into(), writable: true },
-        ],
-        env: vec![(VARIABLE.into(), "/root/fixtures".into()), (RESULTS.into(), "/results".into())],
+        shares: vec![Share { host: results.to_owned(), lab: "/results".into(), writable: true }],
+        env: vec![(RESULTS.into(), "/results".into())],
         timeout: DEADLINE,
         ..Spec::default()
     };
+    carry(fixtures, &mut spec);
     spec.add_file(program, "/root/bench");
-    let script = "mkdir fixtures && cp /fixtures/* fixtures/ && exec ./bench \"$@\"";
-    spec.command = ["sh", "-c", script, "bench", "lab"].map(str::to_owned).to_vec();
+    spec.command = ["/root/bench", "lab"].map(str::to_owned).to_vec();
     spec.command.extend(arguments.iter().cloned());
     spec.add_tool(&cmd::require("mke2fs", "e2fsprogs")?)?;
     if let Some(qemu) = cmd::find("qemu-system-x86_64") {

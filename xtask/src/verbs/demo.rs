@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::test::{fixtures_share, host_refusal};
+use super::test::{carry, host_refusal};
 use crate::fixtures::Fixtures;
 use crate::lab::{Output, Spec};
 use crate::{say, setup};
@@ -83,14 +83,15 @@ fn script(fixtures: &Fixtures, mode: &str) -> Command {
 fn lab(fixtures: &Fixtures, mode: &str) -> Spec {
     let terminal = mode == "shell";
     let words = ["sh", "-c", SCRIPT, "demo", mode, "/fixtures"];
-    Spec {
-        shares: vec![fixtures_share(fixtures)],
+    let mut spec = Spec {
         command: words.map(str::to_owned).to_vec(),
         terminal,
         output: Output::Capture,
         timeout: if terminal { Duration::from_hours(24) } else { DEADLINE },
         ..Spec::default()
-    }
+    };
+    carry(fixtures, &mut spec);
+    spec
 }
 
 #[cfg(test)]

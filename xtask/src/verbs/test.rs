@@ -1,7 +1,9 @@
 //! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
 //!
-//! Three levels: `unit` needs no KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab`
-//! boots ordinary Linux guests, on the host where its KVM can do that and in the lab elsewhere.
+//! Five levels: `unit` needs no KVM; `images` needs packaged registries and image tools, and no
+//! KVM; `net` runs the network stack alone, with the host's kernel as its guest; `native` runs
+//! bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where
+//! its KVM can do that and in the lab elsewhere.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -11,8 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
-use crate::lab::{Share, Spec};
-use crate::{binaries, cmd, say};
+use crate::lab::Spec;
+use crate::{binaries, cmd, say, setup};
 
 const LAB_DEADLINE: Duration = Duration::from_mins(20);
 const LAB_MEMORY_MIB: u64 = 4096;
@@ -31,6 +33,10 @@ pub(crate) struct Arguments {
 enum Level {
     /// Unit and property tests, no KVM
     Unit,
+    /// The rootfs pipeline against packaged programs, no KVM
+    Images,
+    /// The network stack alone, in network namespaces of the tests' own
+    Net,
     /// Bare-metal guests on this host's KVM
     Native,
     /// Linux guests, on this host or in the lab
@@ -41,13 +47,15 @@ enum Level {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let mut verdicts = Vec::new();
-    for level in [Level::Unit, Level::Native, Level::Lab] {
+    for level in [Level::Unit, Level::Images, Level::Net, Level::Native, Level::Lab] {
         if arguments.only.is_some_and(|only| only != level) {
             continue;
         }
         let begin = Instant::now();
         let outcome = match level {
             Level::Unit => unit(filter),
+            Level::Images => images(filter),
+            Level::Net => net(filter),
             Level::Native => native(filter),
             Level::Lab => linux(filter),
         };
@@ -89,6 +97,31 @@ fn unit(filter: Option<&str>) -> Result<()> {
     })
 }
 
+fn images(filter: Option<&str>) -> Result<()> {
+    setup::ensure(setup::Purpose::Tests)?;
+    let program = binaries::end_to_end("rootfs")?;
+    let mut command = Command::new(program);
+    command.args(filter);
+    say::step("run the tests of images", || cmd::run(&mut command))
+}
+
+fn net(filter: Option<&str>) -> Result<()> {
+    setup::ensure(setup::Purpose::Net)?;
+    let fixtures = Fixtures::with_command()?;
+    let program = binaries::end_to_end("net")?;
+    let root = cmd::output(Command::new("id").arg("-u"))? == b"0\n";
+    // Without root the tests are root in a user namespace of their own, where they may make network namespaces.
+    let mut command = if root {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).arg(program);
+        command
+    };
+    command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
+    say::step("run the tests of the network stack", || cmd::run(&mut command))
+}
+
 fn native(filter: Option<&str>) -> Result<()> {
     let fixtures = Fixtures::with_command()?;
     let program = binaries::end_to_end("native")?;
@@ -117,9 +150,7 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
     let mut spec = Spec {
         memory_mib: LAB_MEMORY_MIB,
         scratch_mib: Some(LAB_SCRATCH_MIB),
-        shares: vec![fixtures_share(fixtures)],
         env: vec![
-            (VARIABLE.into(), "/fixtures".into()),
             ("TMPDIR".into(), "/scratch".into()),
             // What takes a guest minutes here is done in smaller sizes.
             ("OPENSHELL_VMM_LAB".into(), "1".into()),
@@ -131,6 +162,7 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
         cpus: 1,
         ..Spec::default()
     };
+    carry(fixtures, &mut spec);
     spec.add_file(program, "/root/tests");
     spec.command = vec!["/root/tests".into()];
     spec.command.extend(filter.map(str::to_owned));
@@ -144,9 +176,11 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
     })
 }
 
-/// The fixtures as the lab sees them.
-pub(crate) fn fixtures_share(fixtures: &Fixtures) -> Share {
-    Share { host: fixtures.directory().to_owned(), lab: "/fixtures".into(), writable: false }
+/// Puts the fixtures into the memory of a lab. A guest's kernel is paged in while its processors run: what lies in a
+/// shared directory would make them wait for the emulator's file server.
+pub(crate) fn carry(fixtures: &Fixtures, spec: &mut Spec) {
+    spec.add_file(fixtures.directory(), "/fixtures");
+    spec.env.push((VARIABLE.into(), "/fixtures".into()));
 }
 
 /// Why this host's KVM does not run an ordinary kernel; nothing when it does.

@@ -6,10 +6,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
-use openshell_usernet::FlowId;
 use openshell_usernet::sockets::HostError;
 
 use crate::sys::inet::{self, Kind, NumberOption};
+use crate::sys::random;
 
 use super::told;
 
@@ -29,7 +29,7 @@ pub(super) struct Echo {
 }
 
 impl Echo {
-    pub(super) fn connect(flow: FlowId, peer: SocketAddr) -> io::Result<Self> {
+    pub(super) fn connect(peer: SocketAddr) -> io::Result<Self> {
         let refused =
             |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM));
         let (fd, raw) = match inet::open(peer.ip(), Kind::Ping) {
@@ -42,12 +42,12 @@ impl Echo {
         inet::connect(fd.as_fd(), SocketAddr::new(peer.ip(), 0))?;
         NumberOption::keep_errors(peer.ip()).set(fd.as_fd(), 1).ok();
         let four = matches!(peer.ip(), IpAddr::V4(_));
-        // The name of a flow is not used again soon, and no two live ones share a place.
-        let [high, low, ..] = (flow.index() ^ std::process::id()).to_le_bytes();
+        let mut identifier = [0; 2];
+        random::fill(&mut identifier)?;
         Ok(Self {
             fd,
             types: if four { (8, 0) } else { (128, 129) },
-            identifier: raw.then_some(u16::from_be_bytes([high, low])),
+            identifier: raw.then_some(u16::from_be_bytes(identifier)),
             behind_ip: raw && four,
         })
     }

@@ -1,0 +1,69 @@
+//! The small JSON files of the cache.
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::image::Platform;
+
+/// The version of these files. Others are not read: what they are about is made again.
+pub const SCHEMA: u32 = 1;
+
+/// What is known of a complete image: `image.json` beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What the image was made from, and by which rules.
+    pub key: Digest,
+    /// The digest of the platform's manifest, or of what stands for it.
+    pub identity: Digest,
+    /// The layers, base first.
+    pub layers: Vec<LayerRecord>,
+    /// Bytes of `rootfs.ext4`, holes included.
+    pub bytes: u64,
+    /// The digest of `rootfs.ext4`.
+    pub sha256: Digest,
+    /// Files, directories and other nodes.
+    pub nodes: u64,
+    /// Uncompressed bytes of all layers.
+    pub raw_bytes: u64,
+    /// When it was made: seconds since 1970.
+    pub created: u64,
+}
+
+/// A layer of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// The digest of its uncompressed archive.
+    pub diff_id: Digest,
+    /// Bytes of its uncompressed archive.
+    pub raw_bytes: u64,
+}
+
+/// What a reference led to when it was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tag {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The reference, as the user writes it.
+    pub reference: String,
+    /// The platform.
+    pub platform: Platform,
+    /// The image.
+    pub key: Digest,
+    /// The digest of the platform's manifest.
+    pub identity: Digest,
+    /// When: seconds since 1970.
+    pub checked: u64,
+}
+
+/// Somebody who needs an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Who, in words of their own, such as a directory.
+    pub holder: String,
+    /// The image.
+    pub key: Digest,
+}
