@@ -82,6 +82,8 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "libcap2-bin",
+            "zstd",
         ],
         unpacked: &["linux-image-cloud-amd64"],
         cargo: &[],
