@@ -3,9 +3,10 @@
 pub mod bare;
 pub mod machine;
 pub mod memory;
+pub mod netns;
 pub mod pattern;
 mod process;
 pub mod pty;
 pub mod streams;
 
-pub use process::terminal;
+pub use process::{signal, terminal};

@@ -10,7 +10,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
 /// Sends `signal` to the process, which its owner has not reaped.
-pub(crate) fn signal(pid: u32, signal: i32) -> io::Result<()> {
+///
+/// # Errors
+/// What the host said.
+pub fn signal(pid: u32, signal: i32) -> io::Result<()> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: plain integers; no memory of ours is involved.
     succeeded(unsafe { libc::kill(pid, signal) })

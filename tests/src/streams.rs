@@ -1,7 +1,8 @@
-//! One side of a stream whose other side sends everything back.
+//! Streams of known bytes: sent, received, or sent back by the other side.
 
 use std::io::{Read as _, Write as _};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::thread;
 
@@ -23,6 +24,28 @@ pub fn exchange(stream: &UnixStream, seed: u64, bytes: u64) -> Result<()> {
         let sent = sender.join().map_err(|_panic| anyhow!("the sender panicked"))?;
         sent.and(received)
     })
+}
+
+/// Sends `bytes` of the pattern of `seed` and closes that direction.
+///
+/// # Errors
+/// What the stream said.
+pub fn send_pattern(stream: &UnixStream, seed: u64, bytes: u64) -> Result<()> {
+    send(stream, &Pattern::new(seed), bytes)
+}
+
+/// Checks that `bytes` of the pattern of `seed` come, then the end.
+///
+/// # Errors
+/// What the stream said, or what came instead.
+pub fn receive_pattern(stream: &UnixStream, seed: u64, bytes: u64) -> Result<()> {
+    receive(stream, &Pattern::new(seed), bytes)
+}
+
+/// A TCP stream as one of the kind that the functions here take: connected stream sockets of any family read, write and shut down alike.
+#[must_use]
+pub fn of_tcp(stream: TcpStream) -> UnixStream {
+    UnixStream::from(OwnedFd::from(stream))
 }
 
 fn send(mut stream: &UnixStream, pattern: &Pattern, bytes: u64) -> Result<()> {

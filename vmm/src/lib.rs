@@ -3,7 +3,7 @@
 //! The crate reads from the top down, and arrows point down only:
 //!
 //! ```text
-//! main -> machine -> {config, boot, vcpu, jail} -> {devices, virtio} -> {bus, disk, event} -> {memory, kvm} -> sys
+//! main -> machine -> {config, boot, vcpu, jail} -> {devices, virtio} -> {bus, disk, net, event} -> {memory, kvm} -> sys
 //! ```
 //!
 //! What the user wrote becomes a [`config::spec::Spec`], which becomes a [`config::plan::Plan`]: files open, sizes
@@ -24,6 +24,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod report;
 pub mod sys;
 pub mod trace;

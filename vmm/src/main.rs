@@ -7,5 +7,6 @@ mod cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    openshell_vmm::sys::panics::end_the_process();
     cli::main(openshell_vmm::machine::run)
 }

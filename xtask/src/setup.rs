@@ -28,6 +28,8 @@ pub(crate) enum Purpose {
     Lab,
     /// End-to-end tests.
     Tests,
+    /// Tests of the network stack.
+    Net,
     /// Lint and license checks.
     Lint,
 }
@@ -84,8 +86,25 @@ const TABLE: &[Needs] = &[
             "umoci",
             "libcap2-bin",
             "zstd",
+            "openssl",
         ],
         unpacked: &["linux-image-cloud-amd64"],
+        cargo: &[],
+    },
+    Needs {
+        purpose: Purpose::Net,
+        debian: &[
+            "busybox-static",
+            "curl",
+            "dnsutils",
+            "iperf3",
+            "iproute2",
+            "iputils-ping",
+            "nghttp2-server",
+            "procps",
+            "util-linux",
+        ],
+        unpacked: &[],
         cargo: &[],
     },
     Needs {

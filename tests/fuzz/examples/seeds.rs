@@ -13,15 +13,21 @@ fn main() -> Result<()> {
         ("block", block()),
         ("config", config()),
         ("console", console()),
+        ("dhcp", dhcp()),
+        ("dns_guest", dns_guest()),
+        ("dns_resolver", dns_resolver()),
         ("ext4_reader", ext4_reader()),
+        ("fragments", fragments()),
         ("kernel", kernel()),
         ("manifest", manifest()),
         ("merge", merge()),
         ("overlay", overlay()),
         ("queue", queue()),
         ("reference", reference()),
+        ("rule", rule()),
         ("tar", tar()),
         ("transport", transport()),
+        ("vnet", vnet()),
         ("vsock", vsock()),
     ] {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
@@ -34,23 +40,6 @@ fn main() -> Result<()> {
 }
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
-
-/// Which image; then block, byte and value of each change.
-fn ext4_reader() -> Seeds {
-    let change = |block: u16, at: u16, value: u8| {
-        [&block.to_le_bytes()[..], &at.to_le_bytes(), &[value]].concat()
-    };
-    // Counts of the superblock, of a descriptor, and a byte of each of the first structures.
-    let counts = [change(0, 1024 + 0xc, 3), change(1, 0xc, 3)].concat();
-    let spread: Vec<u8> = (4..50).flat_map(|block| change(block, 8 + block * 5, 1)).collect();
-    vec![
-        ("base", vec![1]),
-        ("base-counts", [&[2][..], &counts].concat()),
-        ("base-spread", [&[2][..], &spread].concat()),
-        ("disk", vec![3]),
-        ("disk-counts", [&[3][..], &counts].concat()),
-    ]
-}
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -132,6 +121,23 @@ fn reference() -> Seeds {
         ("platform", b"plinux/arm64/v8.2".to_vec()),
         ("digest", format!("d{digest}").into_bytes()),
         ("hosts", b"h[registry.\"docker.io\"]\nmirrors = [\"https://a.example/hub\"]\nplain-http = false\n".to_vec()),
+    ]
+}
+
+/// Which image; then block, byte and value of each change.
+fn ext4_reader() -> Seeds {
+    let change = |block: u16, at: u16, value: u8| {
+        [&block.to_le_bytes()[..], &at.to_le_bytes(), &[value]].concat()
+    };
+    // Counts of the superblock, of a descriptor, and a byte of each of the first structures.
+    let counts = [change(0, 1024 + 0xc, 3), change(1, 0xc, 3)].concat();
+    let spread: Vec<u8> = (4..50).flat_map(|block| change(block, 8 + block * 5, 1)).collect();
+    vec![
+        ("base", vec![1]),
+        ("base-counts", [&[2][..], &counts].concat()),
+        ("base-spread", [&[2][..], &spread].concat()),
+        ("disk", vec![3]),
+        ("disk-counts", [&[3][..], &counts].concat()),
     ]
 }
 
@@ -346,6 +352,48 @@ fn transport() -> Seeds {
     ]
 }
 
+/// Features left out; then steps as the target reads them.
+fn vnet() -> Seeds {
+    // Header, length, whether large, cuts, indirect.
+    let plain = [&[0][..], &[0; 12], &[200, 0, 1], &[11, 255], &[0]].concat();
+    let large =
+        [&[0][..], &[1, 1, 54, 0, 0xb4, 5, 34, 0, 16, 0, 0, 0], &[44, 1, 0, 11, 255, 255], &[1]]
+            .concat();
+    // Skipped, kept, held.
+    let take = [2, 54, 0xff, 0xff, 1];
+    let (dropped, turn) = ([4], [8]);
+    let offer = [5, 0xff, 7, 255, 255, 255, 255, 255, 255, 255, 255, 0];
+    let send = [6, 0xb4, 5, 1, 1, 0, 0, 2];
+    let command = [&[7, 5, 0][..], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[8, 1, 255, 1, 0]].concat();
+    let hostile =
+        [&[9, 1][..], &[0, 0, 16, 0, 0, 0, 0, 0], &[60, 0, 0, 0, 1, 0, 0, 0], &[0, 0, 0]].concat();
+    let all = |features: u16| {
+        let features = features.to_le_bytes();
+        [
+            &features[..],
+            &plain,
+            &take,
+            &turn,
+            &large,
+            &take,
+            &dropped,
+            &turn,
+            &offer,
+            &offer,
+            &send,
+            &turn,
+            &command,
+            &turn,
+        ]
+        .concat()
+    };
+    vec![
+        ("everything", all(0)),
+        ("nothing", all(0xffff)),
+        ("hostile", [&all(0)[..], &hostile, &take, &plain, &turn].concat()),
+    ]
+}
+
 /// Headers as the guest writes them; the first three bytes also say what the host does.
 fn vsock() -> Seeds {
     let packet = |mood: u8, op: u16, len: u32, flags: u32| {
@@ -379,5 +427,109 @@ fn vsock() -> Seeds {
         ("host-leaves", talk(8)),
         ("refused", [packet(0x10, 1, 0, 0), packet(0x10, 5, 10, 0)].concat()),
         ("too-much", [packet(0x32, 1, 0, 0), packet(0x12, 5, u32::MAX, 0)].concat()),
+    ]
+}
+
+/// Version and prefix, domains, then the message.
+fn dhcp() -> Seeds {
+    let four = |options: &[u8], changes: &[(usize, &[u8])]| {
+        let mut message = vec![0; 236];
+        let client = [0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee];
+        message[..8].copy_from_slice(&[1, 1, 6, 0, 1, 2, 3, 4]);
+        message[28..34].copy_from_slice(&client);
+        for (at, bytes) in changes {
+            message[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        [&[48, 1, 7][..], b"example", &message, &[99, 130, 83, 99], options].concat()
+    };
+    let address = [192, 168, 127, 2];
+    let request = [53, 1, 3, 50, 4, 192, 168, 127, 2, 54, 4, 192, 168, 127, 1, 55, 2, 6, 119, 255];
+    vec![
+        ("discover", four(&[53, 1, 1, 61, 3, 1, 2, 3, 57, 2, 5, 0xdc, 255], &[(10, &[0x80])])),
+        ("request", four(&request, &[])),
+        ("renew", four(&[53, 1, 3, 255], &[(12, &address)])),
+        ("refused", four(&[53, 1, 3, 50, 4, 10, 0, 2, 15, 255], &[])),
+        ("inform", four(&[53, 1, 8, 255], &[(12, &address)])),
+        ("rapid", four(&[53, 1, 1, 80, 0, 255], &[])),
+        ("overload", four(&[52, 1, 3, 255], &[(108, &[53, 1, 3, 255]), (44, &[50, 4, 192, 168])])),
+        (
+            "v6",
+            [&[1, 1, 4][..], b"a.bc", &[11, 1, 2, 3, 0, 1, 0, 2, 9, 9, 0, 6, 0, 2, 0, 23]].concat(),
+        ),
+    ]
+}
+
+/// Pause, more to come and number; offset; length; first byte.
+fn fragments() -> Seeds {
+    let (more, slowly) = (8, 16);
+    let cut =
+        |number: u8| [[more | number, 0, 2, 1], [more | number, 2, 2, 17], [number, 4, 5, 33]];
+    let mut backwards = cut(2);
+    backwards.reverse();
+    let scattered: Vec<[u8; 4]> = (0..80).map(|at| [more | 4, at * 2, 1, at]).collect();
+    let big: Vec<[u8; 4]> = (0..6).map(|number| [more | number, 200, 255, 7]).collect();
+    vec![
+        ("in-order", cut(2).concat()),
+        ("backwards", backwards.concat()),
+        (
+            "interleaved",
+            [cut(2)[0], cut(4)[0], cut(2)[1], cut(4)[1], cut(4)[2], cut(2)[2]].concat(),
+        ),
+        ("overlap", [cut(2)[0], [more | 2, 1, 2, 9], cut(2)[1], cut(2)[2]].concat()),
+        ("slow", [[more | slowly * 15 | 2, 0, 2, 1], [slowly * 15, 0, 0, 0], cut(2)[1]].concat()),
+        ("tcp", cut(7).concat()),
+        ("scattered", scattered.concat()),
+        ("too-many", big.concat()),
+    ]
+}
+
+/// Steps as the target reads them.
+fn dns_guest() -> Seeds {
+    let plain = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\x07example\0\0\x01\0\x01";
+    let fixed = b"\0\x02\x01\0\0\x01\0\0\0\0\0\0\x04host\x06docker\x08internal\0\0\x01\0\x01";
+    let evil = b"\0\x03\x01\0\0\x01\0\0\0\0\0\0\x01x\x04evil\x07example\0\0\x1c\0\x01";
+    let len = |bytes: &[u8]| u8::try_from(bytes.len()).expect("queries are short");
+    let ask = |port: u8, query: &[u8]| [&[0, port, len(query)], query].concat();
+    let push = |query: &[u8]| [&[2, len(query) + 2, 0, len(query)], query].concat();
+    let udp =
+        [ask(1, plain), vec![8, 0, 0], ask(2, fixed), ask(3, evil), ask(4, plain), vec![6, 255]];
+    let tcp =
+        [vec![1, 0], push(plain), push(fixed), vec![8, 0, 2, 3, 200, 8, 0, 0, 4, 0, 3, 255, 5, 0]];
+    vec![
+        ("udp", udp.concat()),
+        ("tcp", tcp.concat()),
+        ("silence", [ask(1, plain), [6, 90].repeat(4)].concat()),
+        ("refused", [vec![7, 1], ask(1, plain), vec![7, 1, 6, 90]].concat()),
+    ]
+}
+
+/// Way, type, counts of records; then records behind the question.
+fn dns_resolver() -> Seeds {
+    let a = |last: u8| [&b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04"[..], &[10, 0, 0, last]].concat();
+    let public = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x01\x01\x01\x01";
+    let cname = b"\xc0\x0c\0\x05\0\x01\0\0\0\x3c\0\x04\x01b\xc0\x0f";
+    let https =
+        b"\xc0\x0c\0\x41\0\x01\0\0\0\x3c\0\x0f\0\x01\0\0\x04\0\x08\x0a\0\0\x01\x01\x01\x01\x01";
+    let aaaa =
+        b"\x01c\xc0\x0f\0\x1c\0\x01\0\0\0\x3c\0\x10\0\x64\xff\x9b\0\0\0\0\0\0\0\0\x7f\0\0\x01";
+    let head = |way: u8, kind: u8, answers: u8, more: u8| [way, kind, 0, answers, 0, 0, 0, more];
+    vec![
+        ("address", [&head(0, 1, 2, 0)[..], public, &a(1)].concat()),
+        ("chain", [&head(0, 1, 2, 1)[..], cname, public, aaaa].concat()),
+        ("service", [&head(0, 0, 1, 1)[..], https, &a(2)].concat()),
+        ("stream", [&head(2, 1, 2, 0)[..], public, &a(1)].concat()),
+    ]
+}
+
+/// Rules, then destinations: family, address, port.
+fn rule() -> Seeds {
+    let destinations = b"\0\x01\x01\x01\x01\xbb\x01\0\xfe\x7f\xa8\xc0\x06\x45\0\x01\0\0\x7f\x50\0\
+        \x01\0\0\0\0\x9b\xff\x64\0\x01\0\0\x7f\0\0\0\0\x50\0";
+    let seed = |rules: &str| [rules.as_bytes(), &[0], destinations].concat();
+    vec![
+        ("names", seed("allow tcp:*.example.org:443\nallow dns:a.example\ndeny public")),
+        ("ranges", seed("deny 1.1.1.0/24:25,80-90\nallow [fd00::/8]:443\nallow 2606::/16")),
+        ("groups", seed("allow tcp:host:17670\nallow icmp:private\ndeny udp:any")),
+        ("wrong", seed("allow tpc:1.1.1.1\nallow 10.1.2.3/8\ndeny host:0\npermit x")),
     ]
 }

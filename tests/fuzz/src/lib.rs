@@ -3,6 +3,8 @@
 //! Invariant: a script that has ended reads as zeroes, so that every prefix of an input is an input.
 #![forbid(unsafe_code)]
 
+pub mod resolvers;
+
 use std::fs::File;
 use std::sync::Arc;
 

@@ -16,6 +16,8 @@ mod ends;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+mod net;
+#[cfg(test)]
 mod overlay;
 #[cfg(test)]
 mod shell;

@@ -52,7 +52,7 @@ fn holdings(running: &Running) -> (Vec<String>, Vec<String>) {
 }
 
 /// Waits for the two pauses of a script and compares what the process holds.
-fn compare(guest: &Guest, mut running: Running) {
+pub(crate) fn compare(guest: &Guest, mut running: Running) {
     running.wait_for("before\n");
     let (before, memory_before) = (holdings(&running), running.own_memory_kib());
     running.type_bytes(b".");

@@ -24,11 +24,12 @@ struct Target {
 }
 
 impl Target {
-    /// Disk, entropy device, and what a guest sends over vsock.
-    const ALL: [fn() -> Self; 3] = [
+    /// Disk, entropy device, and what a guest sends over vsock and through its network card.
+    const ALL: [fn() -> Self; 4] = [
         || Self { device: Device::number(0), queue: 0, queues: 1 },
         || Self { device: Device::number(1), queue: 0, queues: 1 },
         || Self { device: Device::number(2), queue: 1, queues: 3 },
+        || Self { device: Device::number(3), queue: 1, queues: 2 },
     ];
 
     fn rings(self) -> Vec<Ring> {
@@ -43,7 +44,7 @@ impl Target {
     fn works(self, script: &mut Script, features: u64) {
         let ring = self.ring();
         script.start(self.device, features, &self.rings()).fill(BUFFERS, 16, 0);
-        let parts = if self.device == Device::number(2) {
+        let parts = if self.queue == 1 {
             vec![Descriptor::read(BUFFERS, 16)]
         } else {
             vec![Descriptor::read(BUFFERS, 16), Descriptor::write(BUFFERS + 512, 513)]

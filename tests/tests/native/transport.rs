@@ -13,7 +13,7 @@ use crate::places::{ARENA, BUFFERS, RAM_END, ring};
 
 #[test]
 fn a_device_is_found_and_what_is_not_there_is_not() {
-    let (rng, none) = (Device::number(0), Device::number(1));
+    let (rng, none) = (Device::number(0), Device::number(2));
     let mut script = Script::new();
     script.read(rng, MAGIC_VALUE).expect(u64::from(u32::from_le_bytes(*b"virt")));
     script.read(rng, VERSION).expect(2).read(rng, DEVICE_ID).expect(4).status(rng, 0);

@@ -5,6 +5,8 @@
 mod doctor;
 mod failure;
 mod kernel;
+mod net;
+mod net_args;
 mod pages;
 mod run;
 mod version;
@@ -31,6 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    Net(Box<net::NetVerbArgs>),
     Doctor(doctor::DoctorArgs),
     Kernel(kernel::KernelArgs),
     Version(version::VersionArgs),
@@ -51,6 +54,7 @@ pub(crate) fn main<E: Explain>(
     };
     let done = match cli.verb {
         Verb::Run(args) => run::run(*args, machine),
+        Verb::Net(args) => net::net(*args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Kernel(args) => kernel::kernel(&args),
         Verb::Version(args) => version::version(&args),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use openshell_vmm::config::failure::SpecError;
 use openshell_vmm::config::kernel::KernelPlaces;
+use openshell_vmm::config::net::{CardFeature, NetSpec, RingSize};
 use openshell_vmm::config::plan::Plan;
 use openshell_vmm::config::spec::{
     ConsoleSpec, DiskSpec, MemorySize, Spec, TablesSpec, TimeLimit, TraceFormat, VsockSpec,
@@ -17,6 +18,7 @@ use openshell_vmm::report::json::{self, Document, ResultFile, Trace};
 use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Verdict, text};
 
 use super::failure::Failure;
+use super::net_args::NetArgs;
 
 /// Boot a machine from a disk and run it to its end
 ///
@@ -61,6 +63,18 @@ pub(super) struct RunArgs {
     /// Serve virtio-vsock at this socket; port N of the guest is at PATH_N
     #[arg(long, value_name = "PATH[,cid=N]", help_heading = "Machine")]
     vsock: Option<OsString>,
+    /// How the guest's network card is served: by the stack in this process, or not at all [default: user]
+    #[arg(long, value_name = "user|none", help_heading = "Network")]
+    net: Option<OsString>,
+    #[command(flatten)]
+    network: NetArgs,
+    /// Do not offer these features of the card: csum, guest_tso4, mrg_rxbuf and the others of VIRTIO, to find out what a guest
+    /// stumbles over
+    #[arg(long, value_name = "FEATURE[,FEATURE]", help_heading = "Network")]
+    net_without: Option<String>,
+    /// Descriptors of the card's rings: 256, 512 or 1024 [default: 256]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    net_ring: Option<String>,
     /// How the guest finds its devices; auto goes by the kernel
     #[arg(
         long,
@@ -109,6 +123,14 @@ impl RunArgs {
             cpus: self.cpus.as_deref().map(Spec::parse_cpus).transpose()?,
             memory: self.memory.as_deref().map(MemorySize::parse).transpose()?,
             vsock: self.vsock.as_deref().map(VsockSpec::parse).transpose()?,
+            net: NetSpec {
+                without: self
+                    .net_without
+                    .as_deref()
+                    .map_or(Ok(Vec::new()), CardFeature::parse_list)?,
+                ring_size: self.net_ring.as_deref().map(RingSize::parse).transpose()?,
+                ..self.network.into_spec(self.net.as_deref())?
+            },
             console: self.console.as_deref().map(ConsoleSpec::parse).transpose()?,
             timeout: self.timeout.as_deref().map(TimeLimit::parse).transpose()?,
             tables: self.tables.as_deref().and_then(TablesSpec::named),

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::Holder;
+use super::net_plan::NetPlanError;
 use super::open::{MAX_CPUS, MAX_DISKS, MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, SECTOR_BYTES};
 use super::plan::VsockPlan;
 use super::units::format_size;
@@ -296,6 +297,9 @@ pub enum PlanError {
         /// As the user wrote it.
         path: PathBuf,
     },
+    /// The network.
+    #[error("{0}")]
+    Network(#[source] NetPlanError),
     /// No kernel was named and none is installed.
     #[error("no guest kernel found")]
     NoKernel {
@@ -338,6 +342,7 @@ impl Explain for PlanError {
                     searched.iter().map(|path| path.display().to_string()).collect();
                 format!("looked for {}", places.join(", "))
             }
+            Self::Network(error) => return error.why(),
             _ => return self.source().map(ToString::to_string),
         })
     }
@@ -398,6 +403,7 @@ impl Explain for PlanError {
             Self::VsockInUse { .. } => "give each machine a socket path of its own".into(),
             Self::VsockNotSocket { .. } => "give another path, or remove that file".into(),
             Self::NotAResult { .. } => "give another name, or remove that file".into(),
+            Self::Network(error) => return error.fix(),
             Self::VsockCid { .. } => "drop cid: the default is 3".into(),
             Self::NoKernel { .. } => {
                 "`cargo xtask kernel` builds and installs one, or --kernel FILE names your own"

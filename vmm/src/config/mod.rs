@@ -6,8 +6,11 @@
 pub mod failure;
 pub mod kernel;
 pub mod lock;
+pub mod net;
+pub mod net_plan;
 pub mod open;
 pub mod plan;
+pub mod publish;
 pub mod spec;
 pub mod toml_file;
 pub mod units;

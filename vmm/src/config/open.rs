@@ -13,8 +13,11 @@ use std::path::{Path, PathBuf};
 use super::failure::{FileRole, PlanError};
 use super::kernel::{KernelPlaces, Profile};
 use super::lock::{self, LockError};
+use super::net::{MacAddress, Mtu, NetMode, NetSpec};
+use super::net_plan;
 use super::plan::{
-    ConsolePlan, DiskLimits, DiskPlan, InputFile, KernelPlan, OverlayPlan, Plan, Tables, VsockPlan,
+    ConsolePlan, DiskLimits, DiskPlan, InputFile, KernelPlan, NetPlan, OverlayPlan, Plan, Tables,
+    VsockPlan,
 };
 use super::spec::{ConsoleSpec, DiskSpec, Spec, VsockSpec};
 use crate::sys::open_file::set_blocking;
@@ -63,6 +66,7 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
     }
     let memory_bytes = memory(spec.memory.map_or(DEFAULT_MEMORY_BYTES, |memory| memory.0))?;
     let vsock = spec.vsock.as_ref().map(vsock).transpose()?;
+    let net = net(&spec.net)?;
     let image = kernel(spec.kernel.as_deref(), places)?;
     let initrd = spec.initrd.as_deref().map(|path| input(FileRole::Initrd, path)).transpose()?;
     let mut taken = Taken::default();
@@ -86,6 +90,7 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
         append: spec.append.clone().unwrap_or_default(),
         disks,
         vsock,
+        net,
         console,
         timeout,
         seccomp: spec.seccomp.unwrap_or(true),
@@ -126,6 +131,19 @@ fn memory(bytes: u64) -> Result<u64, PlanError> {
         .checked_next_multiple_of(MEMORY_STEP_BYTES)
         .filter(|_| (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes))
         .ok_or(PlanError::Memory { bytes })
+}
+
+fn net(spec: &NetSpec) -> Result<Option<NetPlan>, PlanError> {
+    if spec.mode.unwrap_or_default() == NetMode::None {
+        return Ok(None);
+    }
+    Ok(Some(NetPlan {
+        mac: spec.mac.unwrap_or(MacAddress::GUEST),
+        mtu: spec.mtu.unwrap_or(Mtu::ETHERNET),
+        host: net_plan::open(spec).map_err(PlanError::Network)?,
+        without: spec.without.clone(),
+        ring_size: spec.ring_size.unwrap_or_default(),
+    }))
 }
 
 fn vsock(spec: &VsockSpec) -> Result<VsockPlan, PlanError> {

@@ -9,6 +9,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::net::{CardFeature, MacAddress, Mtu, RingSize};
+use super::net_plan::HostPlan;
 use crate::sys::unix;
 
 /// A machine to build.
@@ -28,6 +30,8 @@ pub struct Plan {
     pub disks: Vec<DiskPlan>,
     /// virtio-vsock, when asked for.
     pub vsock: Option<VsockPlan>,
+    /// The network card, unless there is none.
+    pub net: Option<NetPlan>,
     /// Where the serial console goes.
     pub console: ConsolePlan,
     /// The machine is stopped after this time.
@@ -117,6 +121,21 @@ impl VsockPlan {
     pub const GUEST_CIDS: RangeInclusive<u64> = 3..=0xffff_fffd;
     /// The longest [`Self::path`] in bytes: a socket address must hold it with `_` and the largest port number behind it.
     pub const MAX_PATH_BYTES: usize = unix::MAX_PATH_BYTES - "_4294967295".len();
+}
+
+/// The network card and the stack behind it.
+#[derive(Debug)]
+pub struct NetPlan {
+    /// The guest's hardware address.
+    pub mac: MacAddress,
+    /// Largest packet.
+    pub mtu: Mtu,
+    /// The host's side.
+    pub host: HostPlan,
+    /// Features that the card does not offer.
+    pub without: Vec<CardFeature>,
+    /// Descriptors of a ring.
+    pub ring_size: RingSize,
 }
 
 /// Where the serial console goes.

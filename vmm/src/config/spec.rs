@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 use super::failure::SpecError;
+use super::net::NetSpec;
 use super::plan::Tables;
 use super::units::{parse_duration, parse_size};
 
@@ -33,6 +34,9 @@ pub struct Spec {
     pub memory: Option<MemorySize>,
     /// virtio-vsock.
     pub vsock: Option<VsockSpec>,
+    /// The network.
+    #[serde(default)]
+    pub net: NetSpec,
     /// Where the serial console goes.
     pub console: Option<ConsoleSpec>,
     /// The machine is stopped after this time.
@@ -69,6 +73,7 @@ impl Spec {
             cpus: self.cpus.or(file.cpus),
             memory: self.memory.or(file.memory),
             vsock: self.vsock.or(file.vsock),
+            net: self.net.or(file.net),
             console: self.console.or(file.console),
             timeout: self.timeout.or(file.timeout),
             tables: self.tables.or(file.tables),

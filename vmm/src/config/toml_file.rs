@@ -56,6 +56,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::net::{NetMode, NetSpec};
     use crate::config::spec::Bandwidth;
     use crate::config::spec::{
         ConsoleSpec, DiskSpec, MemorySize, TablesSpec, TimeLimit, TraceFormat, VsockSpec,
@@ -71,6 +72,7 @@ kernel = "vmlinux"
 initrd = "initrd.img"
 append = "quiet"
 vsock = "/run/v.sock,cid=9"
+net = "none"
 console = "file=log"
 timeout = "30s"
 tables = "mptable"
@@ -105,6 +107,7 @@ bw = "10M"
             cpus: Some(2),
             memory: Some(MemorySize(1 << 30)),
             vsock: Some(VsockSpec { path: "/run/v.sock".into(), cid: Some(9) }),
+            net: NetSpec { mode: Some(NetMode::None), ..NetSpec::default() },
             console: Some(ConsoleSpec::File("log".into())),
             timeout: Some(TimeLimit(Duration::from_secs(30))),
             tables: Some(TablesSpec::Mptable),
@@ -155,6 +158,8 @@ bw = "10M"
             ("console = 'tty'\n", "m.toml:1:11: tty: none of", "the file takes"),
             ("vsock = ''\n", "m.toml:1:9: : the socket", "the file takes"),
             ("tables = 'acpy'\n", "m.toml:1:10: unknown variant `acpy`", "did you mean `acpi`?"),
+            ("[net]\nmtus = 9000\n", "m.toml:2:1: unknown field `mtus`", "did you mean `mtu`?"),
+            ("net = 'usr'\n", "m.toml:1:7: unknown variant `usr`", "did you mean `user`?"),
             ("[[disk]]\nro = true\n", "m.toml:1:1: missing field `path`", "the file takes"),
             ("[[disk]]\npath = 'd'\nbw = 5\n", "m.toml:3:6: invalid type", "the file takes"),
             ("cpus = 1\ncpus = 2\n", "m.toml:2:1: duplicate key", "the file takes"),

@@ -5,6 +5,7 @@
 mod access;
 mod host;
 mod kvm;
+mod net;
 mod probe;
 
 use std::fmt;
@@ -73,6 +74,7 @@ pub fn examine() -> Report {
     checks.push(host::io_uring());
     checks.push(host::huge_pages());
     checks.extend(host::limits());
+    checks.extend(net::examine());
     checks.push(host::kernel());
     Report {
         schema: SCHEMA,

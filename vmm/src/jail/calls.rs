@@ -7,8 +7,9 @@ use std::ffi::c_long;
 const PAGE: usize = 4096;
 
 /// The name of a case, the number of the call that ends it, and what makes the call.
-pub(super) const FORBIDDEN: [(&str, c_long, fn()); 16] = [
+pub(super) const FORBIDDEN: [(&str, c_long, fn()); 19] = [
     ("open", libc::SYS_openat, || drop(std::fs::File::open("/dev/null"))),
+    ("create", libc::SYS_openat, || drop(std::fs::File::create("/nowhere/at/all"))),
     ("remove-dir", libc::SYS_rmdir, || drop(std::fs::remove_dir("/nowhere/at/all"))),
     ("rename", libc::SYS_rename, || drop(std::fs::rename("/nowhere/at/all", "/nowhere/else"))),
     ("thread", libc::SYS_clone3, || raw(libc::SYS_clone3, [0; 6], false)),
@@ -16,6 +17,8 @@ pub(super) const FORBIDDEN: [(&str, c_long, fn()); 16] = [
     ("exec", libc::SYS_execve, || raw(libc::SYS_execve, [0; 6], false)),
     ("ptrace", libc::SYS_ptrace, || raw(libc::SYS_ptrace, [u64::MAX, 0, 0, 0, 0, 0], false)),
     ("inet", libc::SYS_socket, || drop(std::net::UdpSocket::bind("127.0.0.1:0"))),
+    ("packet-socket", libc::SYS_socket, || other_socket(libc::AF_PACKET, libc::SOCK_RAW)),
+    ("netlink-socket", libc::SYS_socket, || other_socket(libc::AF_NETLINK, libc::SOCK_RAW)),
     ("exec-map", libc::SYS_mmap, exec_map),
     ("exec-protect", libc::SYS_mprotect, exec_protect),
     ("file-map", libc::SYS_mmap, || raw(libc::SYS_mmap, [0, 4096, 1, 2, u64::MAX, 0], false)),
@@ -39,6 +42,11 @@ fn raw(number: c_long, arguments: [u64; 6], in_child: bool) {
         // SAFETY: takes a number, does not return, and runs nothing of the parent's.
         unsafe { libc::_exit(0) };
     }
+}
+
+fn other_socket(family: libc::c_int, kind: libc::c_int) {
+    let arguments = [u64::from(family.unsigned_abs()), u64::from(kind.unsigned_abs()), 0, 0, 0, 0];
+    raw(libc::SYS_socket, arguments, false);
 }
 
 fn exec_map() {

@@ -7,13 +7,16 @@ use std::ffi::c_long;
 
 use kvm_bindings::{KVMIO, kvm_mp_state, kvm_regs, kvm_sregs};
 use libc::{
-    SYS_accept4, SYS_brk, SYS_clock_gettime, SYS_close, SYS_connect, SYS_epoll_ctl, SYS_epoll_wait,
-    SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fsync,
-    SYS_futex, SYS_getpid, SYS_getrandom, SYS_io_uring_enter, SYS_io_uring_register, SYS_ioctl,
-    SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap, SYS_poll, SYS_ppoll, SYS_preadv,
-    SYS_pwritev2, SYS_read, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall, SYS_rt_sigaction,
-    SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg, SYS_shutdown,
-    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write,
+    SYS_accept4, SYS_bind, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close, SYS_connect,
+    SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_wait, SYS_exit, SYS_exit_group, SYS_fallocate,
+    SYS_fcntl, SYS_fdatasync, SYS_flock, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getpid,
+    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_inotify_add_watch, SYS_io_uring_enter,
+    SYS_io_uring_register, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap,
+    SYS_munmap, SYS_newfstatat, SYS_openat, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2,
+    SYS_read, SYS_readlink, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall,
+    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg,
+    SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill,
+    SYS_timerfd_settime, SYS_unlink, SYS_write, SYS_writev,
 };
 
 use super::Role;
@@ -68,6 +71,8 @@ pub(super) const fn tables(role: Role) -> [&'static [Entry]; 3] {
         Role::Vcpu => VCPU,
         Role::Block => BLOCK,
         Role::Vsock => VSOCK,
+        Role::Net => NET,
+        Role::Watch => WATCH,
     };
     [own, EVERY, if cfg!(debug_assertions) { DEBUG } else { &[] }]
 }
@@ -80,6 +85,8 @@ pub(super) const fn budget(role: Role) -> usize {
         Role::Vcpu => 20,
         Role::Block => 25,
         Role::Vsock => 30,
+        Role::Net => 44,
+        Role::Watch => 30,
     }
 }
 
@@ -200,6 +207,71 @@ const VSOCK: &[Entry] = &[
     always(SYS_getrandom),                                // the seed of a thread's first HashMap
 ];
 
+const NET: &[Entry] = &[
+    always(SYS_epoll_create1), // the stack, when the first driver is ready
+    always(SYS_epoll_wait),    // the thread's loop
+    always(SYS_epoll_ctl),
+    // net::sockets: streams, datagrams and echo requests of the internet; no listener, no other family.
+    when(
+        SYS_socket,
+        &[
+            &[Is(0, libc::AF_INET.cast_unsigned()), Masked(1, SOCKET_KIND, STREAM), Is(2, 0)],
+            &[Is(0, libc::AF_INET.cast_unsigned()), Masked(1, SOCKET_KIND, DATAGRAM)],
+            &[Is(0, libc::AF_INET.cast_unsigned()), Masked(1, SOCKET_KIND, RAW), Is(2, ICMP)],
+            &[Is(0, libc::AF_INET6.cast_unsigned()), Masked(1, SOCKET_KIND, STREAM), Is(2, 0)],
+            &[Is(0, libc::AF_INET6.cast_unsigned()), Masked(1, SOCKET_KIND, DATAGRAM)],
+            &[Is(0, libc::AF_INET6.cast_unsigned()), Masked(1, SOCKET_KIND, RAW), Is(2, ICMPV6)],
+        ],
+    ),
+    always(SYS_connect),
+    always(SYS_bind), // a socket of its own for each sender of datagrams to a published port
+    always(SYS_accept4),
+    always(SYS_setsockopt),
+    always(SYS_getsockopt),
+    always(SYS_getsockname),
+    always(SYS_recvmsg),
+    always(SYS_sendmsg),
+    always(SYS_sendto), // send
+    always(SYS_recvfrom),
+    always(SYS_shutdown),
+    always(SYS_ftruncate), // a file of a capture begins anew
+    always(SYS_poll),      // sys::inet::ask_writable
+    always(SYS_readv),     // a tap
+    always(SYS_writev),    // a tap
+    when(SYS_ioctl, &[&[Is(1, SIOCOUTQNSD)]]), // sys::inet::unsent
+    always(SYS_getpid),    // net::sockets::echo: identifiers of raw sockets
+    always(SYS_sched_yield), // mpsc, when a command is half sent
+    always(SYS_getrandom), // the key of a stack that is made anew; the seed of a thread's first HashMap
+];
+
+const WATCH: &[Entry] = &[
+    always(SYS_epoll_wait), // the thread's loop
+    // The file itself, for reading: this thread has nothing from a guest.
+    when(SYS_openat, &[&[Masked(2, NOT_READ_ONLY, 0)]]),
+    always(SYS_inotify_add_watch), // the directory that a link leads to now
+    always(SYS_readlink),          // canonicalize
+    always(SYS_newfstatat),
+    always(SYS_statx), // read_to_string: how much there is
+    always(SYS_lseek),
+    when(SYS_fcntl, &[&[Is(1, libc::F_GETFL.cast_unsigned())]]),
+    always(SYS_clock_nanosleep), // what is written in several steps
+    always(SYS_sched_yield),     // mpsc, when two commands meet
+];
+
+/// Flags of an open that does anything but read what is there.
+const NOT_READ_ONLY: u32 = (libc::O_ACCMODE
+    | libc::O_CREAT
+    | libc::O_TRUNC
+    | libc::O_APPEND
+    | libc::O_TMPFILE & !libc::O_DIRECTORY)
+    .cast_unsigned();
+const STREAM: u32 = libc::SOCK_STREAM.cast_unsigned();
+const DATAGRAM: u32 = libc::SOCK_DGRAM.cast_unsigned();
+const RAW: u32 = libc::SOCK_RAW.cast_unsigned();
+const ICMP: u32 = libc::IPPROTO_ICMP.cast_unsigned();
+const ICMPV6: u32 = libc::IPPROTO_ICMPV6.cast_unsigned();
+/// linux/sockios.h.
+const SIOCOUTQNSD: u32 = 0x894b;
 /// The type of a socket without its flags.
 const SOCKET_KIND: u32 = 0xf;
 /// linux/io_uring.h.

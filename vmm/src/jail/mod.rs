@@ -27,6 +27,10 @@ pub enum Role {
     Block,
     /// The vsock device and its host sockets.
     Vsock,
+    /// The user-mode network stack: the queues of the network card and all sockets of flows.
+    Net,
+    /// Files of the host that are read again when they change. It has nothing from a guest.
+    Watch,
 }
 
 /// Whether threads are confined; copied to whoever starts threads.

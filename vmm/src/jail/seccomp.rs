@@ -29,13 +29,15 @@ thread_local! {
 /// # Errors
 /// When its table is too large.
 pub(super) fn program(role: Role) -> io::Result<&'static [sock_filter]> {
-    static PROGRAMS: [OnceLock<Result<Vec<sock_filter>, TooLarge>>; 4] =
-        [const { OnceLock::new() }; 4];
+    static PROGRAMS: [OnceLock<Result<Vec<sock_filter>, TooLarge>>; 6] =
+        [const { OnceLock::new() }; 6];
     let slot = match role {
         Role::Main => 0,
         Role::Vcpu => 1,
         Role::Block => 2,
         Role::Vsock => 3,
+        Role::Net => 4,
+        Role::Watch => 5,
     };
     let assembled = PROGRAMS[slot]
         .get_or_init(|| assemble::program(filters::tables(role).into_iter().flatten()));

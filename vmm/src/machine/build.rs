@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, BootError, CommandLineError, CpuEntry, Kernel, KernelError};
 use crate::bus::BusError;
-use crate::config::plan::{ConsolePlan, DiskPlan, Plan, VsockPlan};
+use crate::config::plan::{ConsolePlan, DiskPlan, NetPlan, Plan, VsockPlan};
 use crate::devices::event::EventDevice;
 use crate::devices::i8042::I8042;
 use crate::devices::power::{self, PowerRegisters};
@@ -29,6 +29,7 @@ use crate::virtio::vsock::{BindError, HostSocket, Vsock, VsockError};
 use crate::virtio::{Interrupt, VirtioDevice};
 
 use super::cmdline::{self, Facts};
+use super::net;
 
 const RNG_SEED_BYTES: usize = 32;
 
@@ -132,7 +133,8 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
     let root_read_only = plan.disks.first().map(|disk| disk.read_only);
     let mut slots = Slots { ram: &ram, vm: &vm, buses: Buses::default(), used: Vec::new() };
     let disks = add_disks(&mut slots, plan.disks, plan.cpus, jail)?;
-    let others = add_others(&mut slots, plan.vsock, jail)?;
+    let mut others = add_others(&mut slots, plan.vsock, jail)?;
+    others.extend(plan.net.map(|plan| add_net(&mut slots, plan, jail)).transpose()?);
     let Slots { mut buses, used, .. } = slots;
     let serial = add_platform(&vm, &mut buses, marks)?;
 
@@ -229,6 +231,12 @@ fn add_others(
         others.push(slots.add(Box::new(vsock))?);
     }
     Ok(others)
+}
+
+/// After all others, so that a machine without a network has the rest in the same places.
+fn add_net(slots: &mut Slots<'_>, plan: NetPlan, jail: Jail) -> Result<Arc<Transport>, BuildError> {
+    let net = net::device(plan, jail).map_err(device("the network card"))?;
+    slots.add(Box::new(net))
 }
 
 fn add_platform(vm: &Vm, buses: &mut Buses, marks: &Arc<Marks>) -> Result<Arc<Serial>, BuildError> {

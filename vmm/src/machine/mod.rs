@@ -6,6 +6,7 @@
 mod build;
 mod cmdline;
 mod console;
+mod net;
 
 use std::io;
 use std::os::fd::AsRawFd;

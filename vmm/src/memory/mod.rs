@@ -9,9 +9,11 @@
 )]
 
 mod access;
+mod gather;
 mod region;
 mod transfer;
 
 pub use access::{IoBuf, Window};
+pub use gather::Gather;
 pub use region::{GuestRam, MemoryError, RamRange};
 pub use vm_memory::GuestAddress;

@@ -2,10 +2,15 @@
 
 pub mod clock;
 pub mod console_io;
+pub mod inet;
 pub mod kick;
+pub mod limit;
 pub mod open_file;
+pub mod panics;
 pub mod random;
 pub mod signal;
 pub mod tty;
+pub mod tun;
 pub mod unix;
 pub mod unix_peer;
+pub mod watch;

@@ -16,6 +16,15 @@ use super::tty;
 /// What ends the machine.
 const ENDING: [c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
+/// Blocks `signals` on this thread, and on those that it starts later.
+fn block(signals: &[c_int]) -> io::Result<libc::sigset_t> {
+    let set = create_sigset(signals).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+    // SAFETY: `set` is read; the old mask is not asked for.
+    let error =
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+    if error == 0 { Ok(set) } else { Err(io::Error::from_raw_os_error(error)) }
+}
+
 /// The ending signals as a readable file descriptor. Made before any other thread, so that all threads have them blocked.
 #[derive(Debug)]
 pub struct EndingSignals {
@@ -28,13 +37,15 @@ impl EndingSignals {
     /// # Errors
     /// What the host said.
     pub fn open() -> io::Result<Self> {
-        let set = create_sigset(&ENDING).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
-        // SAFETY: `set` is read; the old mask is not asked for.
-        let error =
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
-        if error != 0 {
-            return Err(io::Error::from_raw_os_error(error));
-        }
+        Self::open_with(&[])
+    }
+
+    /// As [`Self::open`], for other signals too.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn open_with(others: &[c_int]) -> io::Result<Self> {
+        let set = block(&[&ENDING, others].concat())?;
         // SAFETY: `set` is read; -1 asks for a new descriptor.
         let fd =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };

@@ -112,7 +112,7 @@ impl Handle {
 
     /// Waits for the thread, which the caller has told to stop.
     pub fn join(self) {
-        // A panic in the thread aborts the process in release builds; in tests it was printed when it happened.
+        // A panic in the thread has ended the process; in tests it was printed when it happened.
         drop(self.thread.join());
     }
 }

@@ -8,6 +8,7 @@ pub mod block;
 pub mod chain;
 pub mod interrupt;
 pub mod lifecycle;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, fuzzing))]

@@ -9,12 +9,43 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arp;
+pub mod config;
+pub mod counters;
+pub mod datagrams;
+pub mod delivery;
+pub mod dhcp;
+pub mod dns;
+pub mod echo;
 pub mod flow;
+pub mod fragments;
+pub mod icmp;
+pub mod limits;
 pub mod link;
+#[cfg(any(test, fuzzing))]
+pub mod mock;
+pub mod ndp;
+pub mod pcap;
+pub mod policy;
+pub mod resolv;
+pub mod ring;
+#[cfg(test)]
+mod scripted;
+pub mod siphash;
 pub mod sockets;
+pub mod stack;
+pub mod table;
+mod tcp;
 pub mod time;
+pub mod timers;
+pub mod turn;
+pub mod udp;
+pub mod wire;
 
+pub use config::Config;
+pub use counters::Counters;
 pub use flow::FlowId;
 pub use link::{Frame, Link, LinkFull, Offload, Offloads, Payload};
 pub use sockets::Sockets;
+pub use stack::{Io, Stack};
 pub use time::Instant;

@@ -1,8 +1,9 @@
 //! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
 //!
-//! Four levels: `unit` needs no KVM; `images` needs packaged registries and image tools, and no
-//! KVM; `native` runs bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests,
-//! on the host where its KVM can do that and in the lab elsewhere.
+//! Five levels: `unit` needs no KVM; `images` needs packaged registries and image tools, and no
+//! KVM; `net` runs the network stack alone, with the host's kernel as its guest; `native` runs
+//! bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where
+//! its KVM can do that and in the lab elsewhere.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -34,6 +35,8 @@ enum Level {
     Unit,
     /// The rootfs pipeline against packaged programs, no KVM
     Images,
+    /// The network stack alone, in network namespaces of the tests' own
+    Net,
     /// Bare-metal guests on this host's KVM
     Native,
     /// Linux guests, on this host or in the lab
@@ -44,7 +47,7 @@ enum Level {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let filter = arguments.filter.as_deref();
     let mut verdicts = Vec::new();
-    for level in [Level::Unit, Level::Images, Level::Native, Level::Lab] {
+    for level in [Level::Unit, Level::Images, Level::Net, Level::Native, Level::Lab] {
         if arguments.only.is_some_and(|only| only != level) {
             continue;
         }
@@ -52,6 +55,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         let outcome = match level {
             Level::Unit => unit(filter),
             Level::Images => images(filter),
+            Level::Net => net(filter),
             Level::Native => native(filter),
             Level::Lab => linux(filter),
         };
@@ -99,6 +103,23 @@ fn images(filter: Option<&str>) -> Result<()> {
     let mut command = Command::new(program);
     command.args(filter);
     say::step("run the tests of images", || cmd::run(&mut command))
+}
+
+fn net(filter: Option<&str>) -> Result<()> {
+    setup::ensure(setup::Purpose::Net)?;
+    let fixtures = Fixtures::with_command()?;
+    let program = binaries::end_to_end("net")?;
+    let root = cmd::output(Command::new("id").arg("-u"))? == b"0\n";
+    // Without root the tests are root in a user namespace of their own, where they may make network namespaces.
+    let mut command = if root {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).arg(program);
+        command
+    };
+    command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
+    say::step("run the tests of the network stack", || cmd::run(&mut command))
 }
 
 fn native(filter: Option<&str>) -> Result<()> {

@@ -3,10 +3,12 @@
 //! It prints one line that begins with `probe:` when it has done its work and says what went wrong otherwise, with exit code 1.
 
 mod disk;
+mod network;
 mod ports;
 mod streams;
 
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -37,6 +39,17 @@ fn run(words: &[&str]) -> Result<String> {
         ["vsock-send", port, streams, bytes] => {
             streams::send(port_number(port)?, number(streams)?, number(bytes)?)
         }
+        ["tcp-exchange", to, streams, bytes] => {
+            network::exchange_all(address(to)?, number(streams)?, number(bytes)?)
+        }
+        ["tcp-get", from, bytes] => network::get(address(from)?, number(bytes)?),
+        ["tcp-put", to, bytes] => network::put(address(to)?, number(bytes)?),
+        ["tcp-refused", to] => network::refused(address(to)?),
+        ["tcp-serve", port, streams] => network::serve(port.parse()?, number(streams)?),
+        ["udp-exchange", to, count, bytes] => {
+            network::exchange_datagrams(address(to)?, number(count)?, number(bytes)?)
+        }
+        ["udp-serve", port, count] => network::serve_datagrams(port.parse()?, number(count)?),
         ["vsock-serve", port, streams] => streams::serve(port_number(port)?, number(streams)?),
         _ => bail!("no such command"),
     }
@@ -65,6 +78,10 @@ fn number(text: &str) -> Result<u64> {
 
 fn byte(text: &str) -> Result<u8> {
     text.parse().with_context(|| format!("`{text}` is no byte"))
+}
+
+fn address(text: &str) -> Result<SocketAddr> {
+    text.parse().with_context(|| format!("`{text}` is no address with a port"))
 }
 
 fn port_number(text: &str) -> Result<u32> {

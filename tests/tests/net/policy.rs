@@ -1,0 +1,105 @@
+//! What a guest reaches by default, and what rules change.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
+
+use crate::rig::{HOST, Rig, WORLD};
+
+/// Whether a connection from the guest to this address and port stands.
+fn reaches(rig: &Rig, to: impl Into<SocketAddr>) -> bool {
+    match rig.connect(to.into()) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::TimedOut, "refusals are told at once");
+            false
+        }
+    }
+}
+
+fn host_listener(rig: &Rig, at: &str) -> TcpListener {
+    rig.host.inside(|| TcpListener::bind(at)).unwrap()
+}
+
+#[test]
+fn by_default_the_world_is_open_and_the_host_is_not() {
+    let rig = Rig::with(&[]);
+    let world = rig.world.inside(|| TcpListener::bind((WORLD, 80))).unwrap();
+    let private = rig.world.inside(|| {
+        for words in ["10.9.9.9/32", "169.254.169.254/32", "100.100.100.200/32"] {
+            rig.world.ip(&format!("addr add {words} dev down0")).unwrap();
+        }
+        TcpListener::bind("0.0.0.0:81").unwrap()
+    });
+    let loopback = host_listener(&rig, "127.0.0.1:82");
+    let everywhere = host_listener(&rig, "0.0.0.0:83");
+    assert!(reaches(&rig, (WORLD, 80)));
+    assert!(reaches(&rig, (WORLD, 81)));
+    for address in [[10, 9, 9, 9], [169, 254, 169, 254], [100, 100, 100, 200]] {
+        assert!(!reaches(&rig, (Ipv4Addr::from(address), 81)), "{address:?}");
+    }
+    for (address, port) in [
+        (HOST, 82),
+        (HOST, 83),
+        // An address of the host's own, told by the kernel.
+        (Ipv4Addr::new(8, 51, 100, 2), 83),
+    ] {
+        assert!(!reaches(&rig, (address, port)), "{address}:{port}");
+    }
+    // An address that the host gets later.
+    assert!(!reaches(&rig, (Ipv4Addr::new(8, 51, 100, 3), 83)));
+    rig.host.ip("addr add 8.51.100.3/24 dev up0").unwrap();
+    crate::rig::eventually("the new address", || {
+        (!reaches(&rig, (Ipv4Addr::new(8, 51, 100, 3), 83))).then_some(())
+    });
+    drop((world, private, loopback, everywhere));
+    rig.end();
+}
+
+#[test]
+fn rules_open_and_close_by_address_and_port() {
+    let rig = Rig::with(&["--allow", "tcp:host:82", "--deny", "8.51.100.9:80"]);
+    let world = rig.world.inside(|| TcpListener::bind((WORLD, 80))).unwrap();
+    let other = rig.world.inside(|| TcpListener::bind((WORLD, 81))).unwrap();
+    let open = host_listener(&rig, "127.0.0.1:82");
+    let closed = host_listener(&rig, "127.0.0.1:83");
+    assert!(reaches(&rig, (HOST, 82)) && !reaches(&rig, (HOST, 83)));
+    assert!(reaches(&rig, (WORLD, 81)) && !reaches(&rig, (WORLD, 80)));
+    drop((world, other, open, closed));
+    rig.end();
+}
+
+#[test]
+fn datagrams_to_what_is_denied_arrive_nowhere() {
+    let rig = Rig::with(&[]);
+    let server = rig.host.inside(|| UdpSocket::bind("0.0.0.0:84")).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let client = rig.guest.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+    for address in [HOST, Ipv4Addr::new(8, 51, 100, 2)] {
+        for _ in 0..3 {
+            // An ICMP error of the one before may come back here.
+            client.send_to(b"x", (address, 84)).ok();
+        }
+    }
+    assert_eq!(server.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    let said = rig.end();
+    assert_eq!(Rig::counter(&said, "udp_opened"), 0, "{said}");
+    assert!(Rig::counter(&said, "icmp_errors_sent") > 0, "and the guest is told: {said}");
+}
+
+#[test]
+fn frames_of_another_address_are_ignored() {
+    let rig = Rig::open();
+    let (listener, at) = rig.listen();
+    rig.connect(at).unwrap();
+    listener.accept().unwrap();
+    rig.guest.ip("addr add 192.168.127.77/24 dev tap0").unwrap();
+    let spoofed = rig.guest.inside(|| UdpSocket::bind("192.168.127.77:0")).unwrap();
+    spoofed.connect((HOST, 9)).unwrap();
+    for _ in 0..5 {
+        spoofed.send(b"x").unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let said = rig.end();
+    assert!(Rig::counter(&said, "spoofed") >= 5, "{said}");
+}

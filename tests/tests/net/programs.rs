@@ -1,0 +1,90 @@
+//! Programs that people use, as clients behind the stack.
+
+use crate::rig::{Beside, HOST, Rig, WORLD, eventually, output};
+
+/// Waits until somebody listens at this port of the namespace.
+fn until_served(namespace: &openshell_tests::netns::Namespace, port: u16) {
+    eventually("a server", || {
+        let mut ss = namespace.command("ss");
+        let said = output(ss.args(["-Hltn", &format!("sport = :{port}")]));
+        (!said.trim().is_empty()).then_some(())
+    });
+}
+
+/// What a run of iperf3 came to. Its server takes a moment between two.
+fn iperf3(rig: &Rig, words: &[&str]) -> serde_json::Value {
+    eventually("a run of iperf3", || {
+        let mut iperf = rig.guest.command("timeout");
+        iperf.args(["30", "iperf3", "-c", &HOST.to_string(), "-p", "5301", "-t", "2", "-J"]);
+        let said = iperf.args(words).output().unwrap().stdout;
+        let json: serde_json::Value = serde_json::from_slice(&said).ok()?;
+        json.get("error").is_none().then(|| json["end"].clone())
+    })
+}
+
+#[test]
+fn iperf3_moves_bytes_both_ways_with_one_stream_and_with_eight() {
+    let rig = Rig::open();
+    let _server =
+        Beside::start(rig.host.command("iperf3").args(["-s", "-B", "127.0.0.1", "-p", "5301"]));
+    until_served(&rig.host, 5301);
+    for words in [&[][..], &["-R"], &["-P", "8"], &["-P", "8", "-R"]] {
+        let bits = iperf3(&rig, words)["sum_received"]["bits_per_second"].as_f64().unwrap();
+        println!("iperf3 {words:?}: {:.2} Gb/s", bits / 1e9);
+        // Far below what any machine moves when nothing stalls.
+        assert!(bits > 50e6, "{words:?}: {bits}");
+    }
+    let end = iperf3(&rig, &["-u", "-b", "50M"]);
+    let lost = end["sum"]["lost_percent"].as_f64().unwrap();
+    assert!(lost < 50.0, "{lost} % lost");
+    rig.end();
+}
+
+#[test]
+fn curl_speaks_http_1_and_2() {
+    let rig = Rig::open();
+    let root = rig.path("root");
+    std::fs::create_dir(&root).unwrap();
+    let body: Vec<u8> =
+        (0..8_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    std::fs::write(root.join("file"), &body).unwrap();
+    let fetch = |words: &[&str], port: u16| {
+        let into = rig.path("fetched");
+        let mut curl = rig.guest.command("curl");
+        curl.args(["-sS", "--max-time", "50", "-w", "%{http_version}", "-o"])
+            .arg(&into)
+            .args(words);
+        let said = output(curl.arg(format!("http://{HOST}:{port}/file")));
+        assert!(std::fs::read(&into).unwrap() == body, "{words:?}");
+        said
+    };
+    let mut web = rig.host.command("busybox");
+    web.args(["httpd", "-f", "-p", "127.0.0.1:8001", "-h"]).arg(&root);
+    let _one = Beside::start(&mut web);
+    until_served(&rig.host, 8001);
+    assert!(fetch(&["--http1.1"], 8001).starts_with('1'));
+    let mut web = rig.host.command("nghttpd");
+    web.args(["--no-tls", "-a", "127.0.0.1", "-d"]).arg(&root).arg("8002");
+    let _two = Beside::start(&mut web);
+    until_served(&rig.host, 8002);
+    assert_eq!(fetch(&["--http2-prior-knowledge"], 8002), "2");
+    rig.end();
+}
+
+#[test]
+fn the_world_is_reached_through_the_host() {
+    let rig = Rig::with(&[]);
+    let root = rig.path("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("file"), vec![7; 1 << 20]).unwrap();
+    let mut web = rig.world.command("busybox");
+    let _web = Beside::start(web.args(["httpd", "-f", "-p", "80", "-h"]).arg(&root));
+    until_served(&rig.world, 80);
+    let mut curl = rig.guest.command("curl");
+    let said = output(
+        curl.args(["-sS", "--max-time", "50", "-o", "/dev/null", "-w", "%{size_download}"])
+            .arg(format!("http://{WORLD}/file")),
+    );
+    assert_eq!(said, (1 << 20).to_string());
+    rig.end();
+}
