@@ -28,14 +28,6 @@ pub const MAX_LAYERS: usize = 512;
 /// Most entries of one index.
 pub const MAX_ENTRIES: usize = 4096;
 
-/// The types that a registry is asked for.
-pub const ACCEPTED: [&str; 4] = [
-    oci_client::manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
-    oci_client::manifest::OCI_IMAGE_MEDIA_TYPE,
-    oci_client::manifest::IMAGE_MANIFEST_LIST_MEDIA_TYPE,
-    oci_client::manifest::IMAGE_MANIFEST_MEDIA_TYPE,
-];
-
 const CONFIG_TYPES: [&str; 2] = [
     oci_client::manifest::IMAGE_CONFIG_MEDIA_TYPE,
     oci_client::manifest::IMAGE_DOCKER_CONFIG_MEDIA_TYPE,

@@ -4,6 +4,7 @@
 //! is neither encoded nor endless. Runs on the registry's thread; RFC 9110.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
@@ -42,50 +43,87 @@ impl Ask {
     }
 }
 
+/// Hosts that share connections and what is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Group {
+    /// Through a proxy where the environment names one.
+    Everybody,
+    /// This host, which no proxy can reach.
+    Loopback,
+    /// Without TLS, so that a host without certificates of authorities will do.
+    Plain,
+    /// As `Plain`, on this host.
+    PlainLoopback,
+    /// A host with authorities of its own.
+    Private(String),
+}
+
 /// The connections of a client.
 #[derive(Debug)]
 pub(super) struct Http {
-    /// For everybody else, through a proxy where the environment names one.
-    general: Client,
-    /// For this host, which no proxy can reach.
-    loopback: Client,
-    /// For hosts with authorities of their own.
-    private: HashMap<String, Client>,
+    /// Made when they are first needed: reading the certificates of authorities takes its time.
+    clients: Mutex<HashMap<Group, Client>>,
+    /// Certificates of authorities, by the host that they are for.
+    authorities: HashMap<String, Vec<reqwest::Certificate>>,
     pub(super) hosts: Hosts,
     pub(super) patience: Patience,
 }
 
 impl Http {
     pub(super) fn new(hosts: Hosts, patience: Patience) -> Result<Self, RegistryError> {
-        // Another part of the process may have chosen one already, which is as good.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let failed = |error: reqwest::Error| RegistryError::Setup(error.to_string());
-        let builder = || {
-            Client::builder()
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .referer(false)
-                .connect_timeout(patience.connect)
-                .pool_idle_timeout(Duration::from_secs(30))
-        };
-        let mut private = HashMap::new();
+        let mut authorities = HashMap::new();
         for (host, path) in hosts.authorities() {
             let unreadable =
                 |why: String| RegistryError::Setup(format!("{}: {why}", path.display()));
             let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
             let certificates = reqwest::Certificate::from_pem_bundle(&pem)
                 .map_err(|error| unreadable(error.to_string()))?;
-            let client = builder().tls_certs_merge(certificates).build().map_err(failed)?;
-            private.insert(host.to_owned(), client);
+            if certificates.is_empty() {
+                return Err(unreadable("there is no certificate in it".into()));
+            }
+            authorities.insert(host.to_owned(), certificates);
         }
-        Ok(Self {
-            general: builder().build().map_err(failed)?,
-            loopback: builder().no_proxy().build().map_err(failed)?,
-            private,
-            hosts,
-            patience,
-        })
+        Ok(Self { clients: Mutex::default(), authorities, hosts, patience })
+    }
+
+    fn client(&self, url: &Url) -> Result<Client, RegistryError> {
+        let group = match (url.scheme(), is_loopback(url)) {
+            ("http", true) => Group::PlainLoopback,
+            ("http", false) => Group::Plain,
+            _ if self.authorities.contains_key(&authority(url)) => Group::Private(authority(url)),
+            (_, true) => Group::Loopback,
+            (_, false) => Group::Everybody,
+        };
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&group) {
+            return Ok(client.clone());
+        }
+        let failed = |error: reqwest::Error| RegistryError::Setup(error.to_string());
+        let client = self.build(&group).map_err(failed)?;
+        clients.insert(group, client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, group: &Group) -> Result<Client, reqwest::Error> {
+        // Another part of the process may have chosen one already, which is as good.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(self.patience.connect)
+            .pool_idle_timeout(Duration::from_secs(30));
+        match group {
+            Group::Everybody => builder,
+            Group::Loopback => builder.no_proxy(),
+            Group::Plain => builder.tls_certs_only([]),
+            Group::PlainLoopback => builder.tls_certs_only([]).no_proxy(),
+            Group::Private(host) => {
+                builder.tls_certs_merge(self.authorities.get(host).into_iter().flatten().cloned())
+            }
+        }
+        .build()
     }
 
     /// Asks, and follows redirects. Statuses are answers, not errors.
@@ -114,7 +152,7 @@ impl Http {
         authorization: Option<&HeaderValue>,
     ) -> Result<Response, RegistryError> {
         let mut request = self
-            .client(url)
+            .client(url)?
             .request(ask.method.clone(), url.clone())
             .header(ACCEPT_ENCODING, "identity");
         if let Some(accept) = ask.accept {
@@ -137,14 +175,6 @@ impl Http {
             .await
             .map_err(|_| RegistryError::Slow { host: host(), what: "no answer", after })?
             .map_err(|error| transport(host(), error))
-    }
-
-    fn client(&self, url: &Url) -> &Client {
-        match self.private.get(&authority(url)) {
-            Some(client) => client,
-            None if is_loopback(url) => &self.loopback,
-            None => &self.general,
-        }
     }
 
     /// Where an answer leads to, if that may be followed.

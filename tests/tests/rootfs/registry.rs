@@ -131,6 +131,30 @@ fn a_registry_with_passwords_takes_the_right_one() {
 }
 
 #[test]
+fn a_registry_with_its_own_authority_is_trusted_where_that_is_configured() {
+    let (layout, registry) = (Layout::new(), Served::secure());
+    layout.push(&registry, "team/app:1", &[]);
+    let pull = |more: &str| {
+        let text = format!("[registry.\"{}\"]\nplain-http = false\n{more}", registry.host());
+        let hosts = Hosts::parse(&text).unwrap();
+        let patience = Patience { tries: 1, ..Patience::default() };
+        let client = Registry::new(hosts, Keychain::empty(), patience).unwrap();
+        client.resolve(&reference(&registry, "1"), &platform("linux/amd64"))
+    };
+    let trusting = pull(&format!("ca = {:?}", registry.authority()));
+    assert_eq!(layers(&trusting.unwrap()).len(), 4);
+    let refused = pull("");
+    let Err(PullError::Registry { source: RegistryError::Transport { source, .. }, .. }) = refused
+    else {
+        panic!("{refused:?}");
+    };
+    let causes =
+        std::iter::successors(Some(&source as &dyn std::error::Error), |error| error.source());
+    let text: String = causes.map(|cause| format!("{cause}: ")).collect();
+    assert!(text.contains("certificate"), "{text}");
+}
+
+#[test]
 fn a_registry_that_dies_in_the_middle_and_comes_back_loses_nothing() {
     let (layout, mut registry) = (Layout::new(), Served::open());
     layout.push(&registry, "team/app:1", &[]);

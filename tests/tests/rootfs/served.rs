@@ -120,9 +120,22 @@ impl Served {
         Self::start("auth:\n  htpasswd:\n    realm: test\n    path: PATH/htpasswd\n")
     }
 
+    /// A registry that speaks TLS, with a certificate that only [`Served::authority`] vouches for.
+    pub(crate) fn secure() -> Self {
+        Self::start("http:\n  tls:\n    certificate: PATH/certificate\n    key: PATH/key\n")
+    }
+
+    /// The file with the certificate of the registry's authority.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.directory.path().join("authority")
+    }
+
     fn start(more: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let path = directory.path().to_str().unwrap();
+        if more.contains("tls:") {
+            certify(path);
+        }
         fs::write(directory.path().join("htpasswd"), HTPASSWD).unwrap();
         let config = format!(
             "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {path}/store\n{}",
@@ -218,4 +231,21 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Makes an authority and a certificate for loopback in a directory.
+fn certify(directory: &str) {
+    let at = |name: &str| format!("{directory}/{name}");
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let openssl = |arguments: &[&str]| run("openssl", arguments);
+    let (authority, authority_key) = (at("authority"), at("authority-key"));
+    let own = ["-x509", "-subj", "/CN=authority", "-keyout", &authority_key, "-out", &authority];
+    openssl(&[&["req"], &key[..], &own].concat());
+    let request = ["-subj", "/CN=registry", "-keyout", &at("key"), "-out", &at("request")];
+    openssl(&[&["req"], &key[..], &request].concat());
+    fs::write(at("extensions"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    let signed =
+        ["-in", &at("request"), "-CA", &authority, "-CAkey", &authority_key, "-CAcreateserial"];
+    let out = ["-extfile", &at("extensions"), "-out", &at("certificate")];
+    openssl(&[&["x509", "-req"], &signed[..], &out].concat());
 }
