@@ -18,6 +18,7 @@ fn main() -> Result<()> {
         ("dns_resolver", dns_resolver()),
         ("ext4_reader", ext4_reader()),
         ("fragments", fragments()),
+        ("frames", frames()),
         ("kernel", kernel()),
         ("manifest", manifest()),
         ("merge", merge()),
@@ -480,6 +481,31 @@ fn fragments() -> Seeds {
         ("tcp", cut(7).concat()),
         ("scattered", scattered.concat()),
         ("too-many", big.concat()),
+    ]
+}
+
+/// Offloads; then steps as the target reads them.
+fn frames() -> Seeds {
+    const FLUSH: u8 = 15;
+    // Ports, flags, sequence number and acknowledgment by 97, window, length by 7.
+    let segment = |flags: u8, len: u8| [2, 0, flags, 0, 0, 255, len];
+    let (syn, ack, fin, reset) = (2, 16, 17, 4);
+    let open = [&segment(syn, 0)[..], &[FLUSH], &segment(ack, 0), &[FLUSH]].concat();
+    let upload = [&open[..], &segment(ack, 200), &segment(ack, 200), &[FLUSH]].concat();
+    // Which socket, and what: bytes to read, and that they are there.
+    let download = [&open[..], &[9, 0, 0x1c, FLUSH], &segment(ack, 0), &[FLUSH]].concat();
+    let wait = [14, 255, FLUSH];
+    let close = [&download[..], &[9, 0, 8, FLUSH], &segment(fin, 3), &[FLUSH], &wait].concat();
+    let lookup = b"\x08\x00\x1d\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01";
+    let published = [&[12, 9, FLUSH][..], &segment(18, 0), &[FLUSH], &segment(reset, 0)].concat();
+    let all = |offloads: u8, steps: &[u8]| [&[offloads], steps].concat();
+    vec![
+        ("upload", all(0, &upload)),
+        ("download", all(3, &download)),
+        ("close", all(0, &close)),
+        ("lookup", all(7, &[&lookup[..], &[FLUSH]].concat())),
+        ("published", all(0, &published)),
+        ("full-link", all(1, &[&open[..], &[0x1d, 0], &download, &[0x1d, 9, FLUSH]].concat())),
     ]
 }
 

@@ -4,6 +4,7 @@ mod both_ends;
 mod close;
 mod deliver;
 mod open;
+mod simulated;
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
