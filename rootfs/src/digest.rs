@@ -61,6 +61,16 @@ impl Digest {
         self.algorithm
     }
 
+    /// Its first 32 bytes: all of a SHA-256 digest.
+    pub fn bytes32(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (byte, digits) in bytes.iter_mut().zip(self.hex.as_bytes().as_chunks::<2>().0) {
+            let digit = |at: usize| char::from(digits[at]).to_digit(16).unwrap_or(0);
+            *byte = u8::try_from(digit(0) * 16 + digit(1)).expect("two digits are a byte");
+        }
+        bytes
+    }
+
     /// The digits alone: lower case, and safe as a file name.
     pub fn hex(&self) -> &str {
         &self.hex

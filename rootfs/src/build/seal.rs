@@ -121,7 +121,7 @@ impl Builder<'_> {
         profile: Profile,
         key: &Digest,
     ) -> Result<Summary, BuildError> {
-        let identity = Identity::from_digest(&bytes_of(key));
+        let identity = Identity::from_digest(&key.bytes32());
         let options = Options { profile, identity, threads: self.threads };
         openshell_ext4::write(tree, contents, file, &options).map_err(BuildError::Write)
     }
@@ -132,16 +132,6 @@ fn check(file: &File) -> Result<(), BuildError> {
     let report = Image::open(file).and_then(|image| image.check()).map_err(BuildError::Check)?;
     let fault = report.faults().first();
     fault.map_or(Ok(()), |fault| Err(BuildError::Check((*fault).into())))
-}
-
-/// The 32 bytes of a SHA-256 digest, which every key is.
-fn bytes_of(key: &Digest) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(key.hex().as_bytes().as_chunks::<2>().0) {
-        let digit = |at: usize| char::from(digits[at]).to_digit(16).unwrap_or(0);
-        *byte = u8::try_from(digit(0) * 16 + digit(1)).expect("two digits are a byte");
-    }
-    bytes
 }
 
 /// Bytes that the files of a tree take, in whole blocks, with something for each node.

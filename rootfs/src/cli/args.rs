@@ -65,6 +65,10 @@ pub(crate) enum Verb {
     Cat(CatArgs),
     /// Write the files of an image as a tar archive
     ExportTar(ExportArgs),
+    /// Make the disk that one sandbox writes on
+    MakeUpper(UpperArgs),
+    /// Make a read-only disk with files of one sandbox
+    MakeConfig(ConfigArgs),
 }
 
 /// Which image, and how to get it.
@@ -167,6 +171,32 @@ pub(crate) struct ExportArgs {
     /// The archive to write [default: the standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpperArgs {
+    /// The disk to write, readable by its owner only
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Size of the disk; what is not used takes no place
+    #[arg(long, value_parser = size, default_value = "64G", value_name = "SIZE")]
+    pub(crate) size: u64,
+    /// The image in the cache that it goes above: owner and mode of its root are taken over
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) base: Option<String>,
+    /// Put a file on it, as `build --add` does
+    #[arg(long = "add", value_name = "SRC:DST:MODE:UID:GID")]
+    pub(crate) add: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The disk to write, readable by its owner only
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Put a file on it, as `build --add` does
+    #[arg(long = "add", value_name = "SRC:DST:MODE:UID:GID", required = true)]
+    pub(crate) add: Vec<String>,
 }
 
 /// Bytes: a whole number with K, M, G or T, which are powers of 1024; a bare number counts MiB.

@@ -45,14 +45,14 @@ pub(crate) fn build(args: &BuildArgs, global: &Global) -> Result<()> {
     let progress = progress::progress(global);
     let (key, bytes) = if args.read_only {
         let cached = work.image(&*progress)?;
-        write_output(&args.output, |file| {
+        write_output(&args.output, 0o644, |file| {
             let image = fs::File::open(cached.image()).context("cannot open the cached image")?;
             clone_into(&image, file).context("cannot copy the cached image")?;
             Ok((cached.record.key.clone(), cached.record.bytes))
         })?
     } else {
         let disk = Disk { size_bytes: args.size };
-        write_output(&args.output, |file| work.disk(disk, file, &*progress))?
+        write_output(&args.output, 0o644, |file| work.disk(disk, file, &*progress))?
     };
     let value = json!({
         "schema": "v1",
@@ -82,6 +82,7 @@ fn default_cache() -> Option<PathBuf> {
 /// Writes a file beside its place and moves it there when it is complete.
 pub(crate) fn write_output<T>(
     path: &Path,
+    mode: u32,
     write: impl FnOnce(&fs::File) -> Result<T>,
 ) -> Result<T> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
@@ -90,7 +91,7 @@ pub(crate) fn write_output<T>(
     ensure!(!path.is_dir(), "{} is a directory; name a file", path.display());
     let file = tempfile::Builder::new()
         .prefix(".openshell-rootfs-")
-        .permissions(Permissions::from_mode(0o644))
+        .permissions(Permissions::from_mode(mode))
         .tempfile_in(directory)
         .with_context(context)?;
     let written = write(file.as_file())?;
@@ -228,22 +229,38 @@ impl<'a> Work<'a> {
     }
 }
 
-/// `SOURCE:TARGET[:MODE[:UID[:GID]]]`, read from the right, as a path may have colons.
+/// A file that goes into an image.
 fn addition(text: &str) -> Result<Addition> {
-    const FORM: &str = "--add takes SOURCE:TARGET[:MODE[:UID[:GID]]] with an absolute target";
-    let Some(cut) = text.find(":/") else { bail!("{text:?}: {FORM}") };
-    let (source, rest) = (&text[..cut], &text[cut + 1..]);
-    let mut parts = rest.split(':');
-    let target = parts.next().unwrap_or_default();
-    let mode = parts.next().unwrap_or("0644");
-    let mode = u16::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777);
-    let mode = mode.with_context(|| format!("{text:?}: the mode is octal, such as 0755"))?;
-    let mut id = || -> Result<u32> {
-        let id = parts.next().unwrap_or("0").parse();
-        id.with_context(|| format!("{text:?}: owner and group are numbers"))
-    };
-    let (uid, gid) = (id()?, id()?);
-    ensure!(parts.next().is_none() && !source.is_empty(), "{text:?}: {FORM}");
+    let Added { source, target, mode, uid, gid } = Added::parse(text)?;
     Addition::open(source.into(), target.as_bytes(), mode, uid, gid)
         .with_context(|| format!("cannot read {source}"))
+}
+
+/// `SOURCE:TARGET[:MODE[:UID[:GID]]]`: the target is absolute, so that the source may have colons.
+pub(crate) struct Added<'a> {
+    pub(crate) source: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+}
+
+impl<'a> Added<'a> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self> {
+        const FORM: &str = "--add takes SOURCE:TARGET[:MODE[:UID[:GID]]] with an absolute target";
+        let Some(cut) = text.find(":/") else { bail!("{text:?}: {FORM}") };
+        let (source, rest) = (&text[..cut], &text[cut + 1..]);
+        let mut parts = rest.split(':');
+        let target = parts.next().unwrap_or_default();
+        let mode = parts.next().unwrap_or("0644");
+        let mode = u16::from_str_radix(mode, 8).ok().filter(|mode| *mode <= 0o7777);
+        let mode = mode.with_context(|| format!("{text:?}: the mode is octal, such as 0755"))?;
+        let mut id = || -> Result<u32> {
+            let id = parts.next().unwrap_or("0").parse();
+            id.with_context(|| format!("{text:?}: owner and group are numbers"))
+        };
+        let (uid, gid) = (id()?, id()?);
+        ensure!(parts.next().is_none() && !source.is_empty(), "{text:?}: {FORM}");
+        Ok(Self { source, target, mode, uid, gid })
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use openshell_rootfs::build::BuildError;
 use openshell_rootfs::layer::LayerError;
 
 /// A reference or key that leads to nothing in the cache.
@@ -46,12 +47,13 @@ fn fix(error: &anyhow::Error) -> Option<&'static str> {
     if error.downcast_ref::<NoImage>().is_some() {
         return Some("`openshell-rootfs ls` shows those that are there, `pull` gets others");
     }
-    let layer = error.chain().find_map(|cause| cause.downcast_ref::<LayerError>());
-    match layer {
-        Some(LayerError::Digest { .. } | LayerError::Size { .. } | LayerError::DiffId { .. }) => {
+    match error.downcast_ref::<BuildError>() {
+        Some(BuildError::Layer(
+            LayerError::Digest { .. } | LayerError::Size { .. } | LayerError::DiffId { .. },
+        )) => {
             return Some("get or build the image again");
         }
-        Some(LayerError::Compression { .. } | LayerError::MediaType { .. }) => {
+        Some(BuildError::Layer(LayerError::Compression { .. } | LayerError::MediaType { .. })) => {
             return Some("build the image again with layers in tar, tar+gzip or tar+zstd");
         }
         _ => {}

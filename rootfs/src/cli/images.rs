@@ -199,7 +199,7 @@ pub(crate) fn export_tar(args: &ExportArgs, global: &Global) -> Result<()> {
     let Some(path) = &args.output else {
         return export(&mut io::stdout().lock()).context("cannot write the archive");
     };
-    write_output(path, |file| {
+    write_output(path, 0o644, |file| {
         let mut file = file;
         export(&mut file).with_context(|| format!("cannot write {}", path.display()))
     })?;

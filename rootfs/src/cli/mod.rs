@@ -9,6 +9,7 @@ mod failure;
 mod images;
 mod output;
 mod progress;
+mod sandbox;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,8 @@ pub(crate) fn main() -> ExitCode {
         Verb::Rm(args) => images::rm(&args, global),
         Verb::Cat(args) => images::cat(&args, global),
         Verb::ExportTar(args) => images::export_tar(&args, global),
+        Verb::MakeUpper(args) => sandbox::make_upper(&args, global),
+        Verb::MakeConfig(args) => sandbox::make_config(&args, global),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -89,6 +89,14 @@ pub fn docker_archive(
     Ok(Local { plan, layers: Box::new(Members { file: archive.file, places }) })
 }
 
+/// A name with what people leave out: programs differ in what they write into archives.
+fn full(name: &str) -> String {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = name.strip_prefix("library/").unwrap_or(name);
+    let tagged = name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if tagged { name.to_owned() } else { format!("{name}:latest") }
+}
+
 /// The digest that a member's name promises, in the newer form.
 fn blob_digest(name: &str) -> Option<Digest> {
     let (algorithm, hex) = name.strip_prefix("blobs/")?.split_once('/')?;
@@ -170,10 +178,7 @@ impl Archive {
         name: Option<&str>,
     ) -> Result<&'a Saved, SourceError> {
         let wanted = |image: &&Saved| {
-            name.is_none_or(|name| {
-                let with_tag = format!("{name}:latest");
-                image.tags().any(|tag| tag == name || *tag == with_tag)
-            })
+            name.is_none_or(|name| image.tags().any(|tag| full(tag) == full(name)))
         };
         let mut found = images.iter().filter(wanted);
         if let (Some(image), None) = (found.next(), found.next()) {

@@ -13,17 +13,20 @@ fn main() -> Result<()> {
         ("block", block()),
         ("config", config()),
         ("console", console()),
-        ("ext4_reader", ext4_reader()),
         ("dhcp", dhcp()),
         ("dns_guest", dns_guest()),
         ("dns_resolver", dns_resolver()),
+        ("ext4_reader", ext4_reader()),
         ("fragments", fragments()),
+        ("frames", frames()),
         ("kernel", kernel()),
         ("manifest", manifest()),
+        ("merge", merge()),
         ("overlay", overlay()),
         ("queue", queue()),
         ("reference", reference()),
         ("rule", rule()),
+        ("tar", tar()),
         ("transport", transport()),
         ("vnet", vnet()),
         ("vsock", vsock()),
@@ -69,6 +72,42 @@ fn manifest() -> Seeds {
         ("config", format!("c{config}").into_bytes()),
         ("resolve", format!("r{script}").into_bytes()),
         ("schema1", br#"m{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+    ]
+}
+
+/// Entries: layer and kind, path, target.
+fn merge() -> Seeds {
+    vec![
+        ("replace", b"\x00a/\0\0\x01a/b\0\0\x10a\0\0".to_vec()),
+        ("whiteout", b"\x00a/\0\0\x01a/b\0\0\x11a/.wh.b\0\0\x11a/.wh..wh..opq\0\0".to_vec()),
+        ("links", b"\x03a\0b\0\x03b\0../a\0\x01a/x\0\0\x01c\0\0\x02d\0c\0".to_vec()),
+    ]
+}
+
+/// Whether the sums are made right, then an archive.
+fn tar() -> Seeds {
+    let file = |name: &str, kind: u8, data: &[u8]| {
+        let mut block = [0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        let mut data = data.to_vec();
+        data.resize(data.len().next_multiple_of(512), 0);
+        [&block[..], &data].concat()
+    };
+    let sparse = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n29 GNU.sparse.realsize=12000\n";
+    vec![
+        ("file", [&[1][..], &file("a/b", b'0', b"hello"), &[0; 1024]].concat()),
+        ("long", [&[1][..], &file("long", b'L', &[b'n'; 200]), &file("a", b'5', b"")].concat()),
+        (
+            "pax",
+            [&[1][..], &file("x", b'x', b"20 mtime=1350244992\n"), &file("a", b'0', b"x")].concat(),
+        ),
+        (
+            "sparse",
+            [&[1][..], &file("x", b'x', sparse), &file("a", b'0', b"1\n4096\n2\n")].concat(),
+        ),
     ]
 }
 
@@ -442,6 +481,31 @@ fn fragments() -> Seeds {
         ("tcp", cut(7).concat()),
         ("scattered", scattered.concat()),
         ("too-many", big.concat()),
+    ]
+}
+
+/// Offloads; then steps as the target reads them.
+fn frames() -> Seeds {
+    const FLUSH: u8 = 15;
+    // Ports, flags, sequence number and acknowledgment by 97, window, length by 7.
+    let segment = |flags: u8, len: u8| [2, 0, flags, 0, 0, 255, len];
+    let (syn, ack, fin, reset) = (2, 16, 17, 4);
+    let open = [&segment(syn, 0)[..], &[FLUSH], &segment(ack, 0), &[FLUSH]].concat();
+    let upload = [&open[..], &segment(ack, 200), &segment(ack, 200), &[FLUSH]].concat();
+    // Which socket, and what: bytes to read, and that they are there.
+    let download = [&open[..], &[9, 0, 0x1c, FLUSH], &segment(ack, 0), &[FLUSH]].concat();
+    let wait = [14, 255, FLUSH];
+    let close = [&download[..], &[9, 0, 8, FLUSH], &segment(fin, 3), &[FLUSH], &wait].concat();
+    let lookup = b"\x08\x00\x1d\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01";
+    let published = [&[12, 9, FLUSH][..], &segment(18, 0), &[FLUSH], &segment(reset, 0)].concat();
+    let all = |offloads: u8, steps: &[u8]| [&[offloads], steps].concat();
+    vec![
+        ("upload", all(0, &upload)),
+        ("download", all(3, &download)),
+        ("close", all(0, &close)),
+        ("lookup", all(7, &[&lookup[..], &[FLUSH]].concat())),
+        ("published", all(0, &published)),
+        ("full-link", all(1, &[&open[..], &[0x1d, 0], &download, &[0x1d, 9, FLUSH]].concat())),
     ]
 }
 

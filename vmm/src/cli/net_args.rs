@@ -20,7 +20,7 @@ pub(super) struct NetArgs {
     /// Keep the guest from this; the more specific of all rules decides
     #[arg(long, value_name = "RULE")]
     deny: Vec<String>,
-    /// Read further rules from a TOML file
+    /// Read further rules from a TOML file, again whenever it changes
     #[arg(long, value_name = "FILE")]
     net_policy: Option<PathBuf>,
     /// Ask this resolver instead of the host's; may be given several times
@@ -35,6 +35,9 @@ pub(super) struct NetArgs {
     /// The guest's hardware address [default: 5a:94:ef:e4:0c:ee]
     #[arg(long, value_name = "MAC")]
     mac: Option<String>,
+    /// Write what the guest is refused to FILE, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    net_log: Option<PathBuf>,
     /// Write every frame to FILE, for tshark
     #[arg(long, value_name = "FILE")]
     pcap: Option<PathBuf>,
@@ -63,6 +66,7 @@ impl NetArgs {
             resolv_conf: self.resolv_conf,
             mtu: self.mtu.as_deref().map(Mtu::parse).transpose()?,
             mac: self.mac.as_deref().map(MacAddress::parse).transpose()?,
+            log: self.net_log,
             pcap: self.pcap,
             bw: self.net_bw.as_deref().map(NetSpec::parse_bw).transpose()?,
             pps: self.net_pps.as_deref().map(NetSpec::parse_pps).transpose()?,

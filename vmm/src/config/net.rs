@@ -41,6 +41,8 @@ pub struct NetSpec {
     pub mtu: Option<Mtu>,
     /// The guest's hardware address.
     pub mac: Option<MacAddress>,
+    /// What the guest is refused is written to this file.
+    pub log: Option<PathBuf>,
     /// Every frame is written to this file.
     pub pcap: Option<PathBuf>,
     /// Bytes per second, each way.
@@ -70,6 +72,7 @@ impl NetSpec {
             resolv_conf: self.resolv_conf.or(file.resolv_conf),
             mtu: self.mtu.or(file.mtu),
             mac: self.mac.or(file.mac),
+            log: self.log.or(file.log),
             pcap: self.pcap.or(file.pcap),
             bw: self.bw.or(file.bw),
             pps: self.pps.or(file.pps),
@@ -436,6 +439,7 @@ struct Table {
     resolv_conf: Option<PathBuf>,
     mtu: Option<u16>,
     mac: Option<String>,
+    log: Option<PathBuf>,
     pcap: Option<PathBuf>,
     bw: Option<String>,
     pps: Option<u64>,
@@ -473,6 +477,7 @@ impl Table {
             resolv_conf: self.resolv_conf,
             mtu: self.mtu.map(mtu).transpose()?,
             mac: self.mac.as_deref().map(|text| one(text, MacAddress::read)).transpose()?,
+            log: self.log,
             pcap: self.pcap,
             bw: self.bw.as_deref().map(|text| one(text, rate)).transpose()?,
             pps: self.pps,
@@ -620,6 +625,7 @@ dns = ["192.0.2.1"]
 resolv_conf = "resolv.conf"
 mtu = 9000
 mac = "5a:94:ef:e4:0c:ee"
+log = "net.log"
 pcap = "out.pcap"
 bw = "1M"
 pps = 1000
@@ -639,6 +645,7 @@ ring = 512
             resolv_conf: Some("resolv.conf".into()),
             mtu: Some(Mtu::parse("9000").unwrap()),
             mac: Some(MacAddress::GUEST),
+            log: Some("net.log".into()),
             pcap: Some("out.pcap".into()),
             bw: Some(Bandwidth(1 << 20)),
             pps: Some(1000),

@@ -22,6 +22,10 @@ use crate::explain::Explain;
 pub struct HostPlan {
     /// What the guest may reach.
     pub policy: Arc<Policy>,
+    /// Where that was read.
+    pub rules: RuleSource,
+    /// Where refusals are written.
+    pub log: Option<File>,
     /// Published ports, listening.
     pub ports: Vec<PublishedPort>,
     /// Resolvers to ask.
@@ -32,6 +36,15 @@ pub struct HostPlan {
     pub bytes_per_second: Option<u64>,
     /// Each way.
     pub packets_per_second: Option<u64>,
+}
+
+/// Rules of flags, and the file of more of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RuleSource {
+    deny: Vec<String>,
+    allow: Vec<String>,
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
 }
 
 /// Resolvers to ask.
@@ -102,6 +115,15 @@ pub enum NetPlanError {
     /// A port.
     #[error(transparent)]
     Publish(PublishError),
+    /// The log of refusals.
+    #[error("cannot write the log {}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
     /// A file of the capture.
     #[error("cannot write the capture {}", path.display())]
     Capture {
@@ -116,7 +138,9 @@ pub enum NetPlanError {
 impl Explain for NetPlanError {
     fn why(&self) -> Option<String> {
         match self {
-            Self::Read { source, .. } | Self::Capture { source, .. } => Some(source.to_string()),
+            Self::Read { source, .. } | Self::Capture { source, .. } | Self::Log { source, .. } => {
+                Some(source.to_string())
+            }
             Self::Publish(error) => error.why(),
             Self::Rule { .. } | Self::Policy { .. } | Self::File { .. } => None,
         }
@@ -134,7 +158,7 @@ impl Explain for NetPlanError {
                 "the file has `rules`, a list of texts, and may have `default`, \"public\" or \"nothing\"".to_owned()
             }
             Self::Publish(error) => return error.fix(),
-            Self::Capture { path, .. } => format!("check the directory: ls -ld {}", path.display()),
+            Self::Capture { path, .. } | Self::Log { path, .. } => format!("check the directory: ls -ld {}", path.display()),
         })
     }
 }
@@ -144,10 +168,17 @@ impl Explain for NetPlanError {
 /// # Errors
 /// [`NetPlanError`].
 pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
-    let policy = Arc::new(policy(spec)?);
+    let rules = RuleSource {
+        deny: spec.deny.clone(),
+        allow: spec.allow.clone(),
+        file: spec.policy.clone(),
+    };
+    let policy = Arc::new(rules.read()?);
     let ports = publish(&spec.publish).map_err(NetPlanError::Publish)?;
     Ok(HostPlan {
         policy,
+        rules,
+        log: spec.log.as_deref().map(log).transpose()?,
         ports,
         resolvers: if spec.dns.is_empty() {
             let path = spec.resolv_conf.as_deref().unwrap_or(Path::new(RESOLV_CONF));
@@ -164,38 +195,44 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
 /// A rule and where it stands.
 type Placed = (Rule, String);
 
-/// Rules of flags, which have no order of their own: the most specific first. Those of the file come after them, in theirs.
-fn policy(spec: &NetSpec) -> Result<Policy, NetPlanError> {
-    let mut rules: Vec<Placed> = Vec::new();
-    for (flag, action, texts) in
-        [("--deny", Action::Deny, &spec.deny), ("--allow", Action::Allow, &spec.allow)]
-    {
-        for text in texts {
-            let rule = Rule::parse(action, text).map_err(|source| NetPlanError::Rule {
-                place: flag.to_owned(),
-                rule: text.clone(),
-                source,
-            })?;
-            rules.push((rule, flag.to_owned()));
+impl RuleSource {
+    /// Reads all of them. Rules of flags have no order of their own: the most specific comes first. Those of the file come after them,
+    /// in theirs.
+    ///
+    /// # Errors
+    /// [`NetPlanError`].
+    pub fn read(&self) -> Result<Policy, NetPlanError> {
+        let mut rules: Vec<Placed> = Vec::new();
+        for (flag, action, texts) in
+            [("--deny", Action::Deny, &self.deny), ("--allow", Action::Allow, &self.allow)]
+        {
+            for text in texts {
+                let rule = Rule::parse(action, text).map_err(|source| NetPlanError::Rule {
+                    place: flag.to_owned(),
+                    rule: text.clone(),
+                    source,
+                })?;
+                rules.push((rule, flag.to_owned()));
+            }
         }
+        rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
+        let mut fallback = Fallback::default();
+        if let Some(path) = &self.file {
+            let text = fs::read_to_string(path)
+                .map_err(|source| NetPlanError::Read { path: path.clone(), source })?;
+            let (more, chosen) = policy_file(path, &text)?;
+            rules.extend(more);
+            fallback = chosen;
+        }
+        let (rules, places): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
+        Policy::new(rules, fallback).map_err(|source| {
+            let index = match &source {
+                PolicyError::TooMany { .. } => Policy::MAX_RULES,
+                PolicyError::Unreachable { index, .. } => *index,
+            };
+            NetPlanError::Policy { place: places.get(index).cloned().unwrap_or_default(), source }
+        })
     }
-    rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
-    let mut fallback = Fallback::default();
-    if let Some(path) = &spec.policy {
-        let text = fs::read_to_string(path)
-            .map_err(|source| NetPlanError::Read { path: path.clone(), source })?;
-        let (more, chosen) = policy_file(path, &text)?;
-        rules.extend(more);
-        fallback = chosen;
-    }
-    let (rules, places): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
-    Policy::new(rules, fallback).map_err(|source| {
-        let index = match &source {
-            PolicyError::TooMany { .. } => Policy::MAX_RULES,
-            PolicyError::Unreachable { index, .. } => *index,
-        };
-        NetPlanError::Policy { place: places.get(index).cloned().unwrap_or_default(), source }
-    })
 }
 
 /// A policy file.
@@ -244,6 +281,11 @@ fn position(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.rsplit('\n').next().unwrap_or_default();
     (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+fn log(path: &Path) -> Result<File, NetPlanError> {
+    let opened = File::options().create(true).append(true).open(path);
+    opened.map_err(|source| NetPlanError::Log { path: path.to_owned(), source })
 }
 
 fn capture(path: &Path) -> Result<CaptureFiles, NetPlanError> {
@@ -312,6 +354,8 @@ mod tests {
         }
         let spec = NetSpec { policy: Some("/nowhere".into()), ..NetSpec::default() };
         assert_eq!(open(&spec).unwrap_err().to_string(), "cannot read the policy file /nowhere");
+        let spec = NetSpec { log: Some("/nowhere/x".into()), ..NetSpec::default() };
+        assert_eq!(open(&spec).unwrap_err().to_string(), "cannot write the log /nowhere/x");
         let spec = NetSpec { pcap: Some("/nowhere/x".into()), ..NetSpec::default() };
         assert_eq!(open(&spec).unwrap_err().to_string(), "cannot write the capture /nowhere/x");
     }

@@ -3,11 +3,10 @@
 use std::io;
 
 use crate::config::net::CardFeature;
-use crate::config::net_plan::Resolvers;
 use crate::config::plan::NetPlan;
 use crate::jail::Jail;
 use crate::net::engine::{Host, Setup};
-use crate::net::resolvers::ResolverWatch;
+use crate::net::follow::{FileWatch, Followed};
 use crate::virtio::net::{Card, Net, Port, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
@@ -38,16 +37,12 @@ fn bit(feature: CardFeature) -> u64 {
 /// What the host said.
 pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
     let card = card(&plan);
-    let resolvers = match &plan.host.resolvers {
-        Resolvers::Of(path) => Some(path.clone()),
-        Resolvers::These(_) => None,
-    };
+    let followed = Followed::of(&plan.host);
     let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
     // A guest whose whole ring is held back could not even acknowledge.
     setup.config.bounds.parked = usize::from(card.ring_size / 2);
     let (mut host, commands) = Host::new(setup)?;
-    let watch =
-        resolvers.map(|path| ResolverWatch::spawn(jail, path, commands.clone())).transpose()?;
+    let watch = FileWatch::spawn(jail, followed, commands.clone())?;
     let serve = Box::new(move |port: &mut Port| {
         // Both end with the thread.
         let _kept = (&commands, &watch);

@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use openshell_usernet::policy::Denied;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::net::{MacAddress, Mtu, NetSpec};
@@ -21,8 +22,9 @@ use crate::sys::signal::EndingSignals;
 use crate::sys::tun;
 
 use super::engine::{End, Report, Setup};
+use super::follow::{FileWatch, Followed};
 use super::link::PacketLink;
-use super::resolvers::{self, ResolverWatch};
+use super::resolvers;
 use super::stream::StreamLink;
 use super::tap::TapLink;
 use super::thread::{Failed, NetThread};
@@ -229,19 +231,14 @@ impl Alone {
     ) -> Result<(), AloneError> {
         let host = |what| move |source| AloneError::Host { what, source };
         let jail = Jail { seccomp: self.seccomp };
-        let file = match &plan.resolvers {
-            Resolvers::Of(path) => Some(path.clone()),
-            Resolvers::These(_) => None,
-        };
+        let followed = Followed::of(&plan);
         let end = Arc::clone(&self.end);
         let thread = NetThread::spawn(jail, Setup::new(plan, mac, mtu), link, move || {
             end.write(1).ok();
         })
         .map_err(host("start the net thread"))?;
-        let watch = file
-            .map(|path| ResolverWatch::spawn(jail, path, thread.commands().clone()))
-            .transpose()
-            .map_err(host("watch the file of resolvers"))?;
+        let watch = FileWatch::spawn(jail, followed, thread.commands().clone())
+            .map_err(host("watch files"))?;
         self.wait(&thread, say).map_err(host("wait for signals"))?;
         drop(watch);
         let (ended, report) = thread.stop();
@@ -285,11 +282,18 @@ fn counters(report: &Report) -> String {
         ("sockets_no_port", sockets.no_port),
         ("datagrams_unsent", sockets.datagrams_unsent),
         ("datagrams_unread", sockets.datagrams_unread),
+        ("policy_faults", report.policy_faults),
     ];
     let mut text = String::new();
     for (name, count) in report.stack.named().chain(others).filter(|&(_, count)| count > 0) {
         // A String takes everything.
         writeln!(text, "{name} {count}").ok();
+    }
+    for (name, count) in report.names.named().filter(|&(_, count)| count > 0) {
+        writeln!(text, "dns_{name} {count}").ok();
+    }
+    for (name, count) in Denied::NAMES.iter().zip(report.refusals).filter(|&(_, count)| count > 0) {
+        writeln!(text, "denied_{name} {count}").ok();
     }
     text
 }

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::time::{Duration, Instant as HostInstant};
 
+use openshell_usernet::dns::DnsCounters;
 use openshell_usernet::link::HEAD_LEN;
+use openshell_usernet::policy::{Denied, Policy};
 use openshell_usernet::sockets::{ForwardId, Readiness};
 use openshell_usernet::{Config, Counters, FlowId, Instant, Io, Payload, Stack};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -25,6 +27,7 @@ use crate::sys::random;
 use super::addresses::Addresses;
 use super::link::{LinkEvent, PacketLink};
 use super::port::{Limits, Port, Recorder};
+use super::refusals::RefusalLog;
 use super::sockets::{HostSockets, SocketCounters};
 
 /// Events taken from the kernel at once.
@@ -53,6 +56,8 @@ pub struct Setup {
     pub ports: Vec<PublishedPort>,
     /// Sockets at most.
     pub sockets: usize,
+    /// Where refusals are written.
+    pub log: Option<RefusalLog>,
     /// Where frames are written.
     pub capture: Option<CaptureFiles>,
     /// What may pass.
@@ -63,13 +68,17 @@ pub struct Setup {
 
 /// What is asked of the thread.
 #[derive(Debug)]
-enum Command {
+pub(super) enum Command {
     /// End.
     Stop,
     /// Say what happened so far.
     Tell(SyncSender<Report>),
     /// The host's resolvers are these now.
     Resolvers(Vec<SocketAddr>),
+    /// The guest may reach this now.
+    Policy(Arc<Policy>),
+    /// The file of rules has changed, and cannot be read for this reason.
+    NoPolicy(String),
 }
 
 /// What happened so far.
@@ -81,6 +90,12 @@ pub struct Report {
     pub sockets: SocketCounters,
     /// Sockets open now.
     pub open_sockets: usize,
+    /// Changes of the file of rules that could not be read.
+    pub policy_faults: u64,
+    /// Refusals of each kind; the index is that of [`Denied::kind`].
+    pub refusals: [u64; Denied::KINDS],
+    /// What happened to names.
+    pub names: DnsCounters,
 }
 
 /// How a stack's service ended.
@@ -105,6 +120,16 @@ impl Commands {
         self.send(Command::Resolvers(resolvers));
     }
 
+    /// Tells the thread what the guest may reach now. Flows that it may not keep end.
+    pub fn set_policy(&self, policy: Arc<Policy>) {
+        self.send(Command::Policy(policy));
+    }
+
+    /// Tells the thread that there are other rules, which cannot be read; those that are there stay.
+    pub fn policy_failed(&self, why: String) {
+        self.send(Command::NoPolicy(why));
+    }
+
     /// What happened so far; `None` when the thread has ended, or answers nothing for five seconds.
     #[must_use]
     pub fn report(&self) -> Option<Report> {
@@ -116,6 +141,13 @@ impl Commands {
     /// Tells the thread to end.
     pub fn stop(&self) {
         self.send(Command::Stop);
+    }
+
+    /// Commands, and where they arrive.
+    #[cfg(test)]
+    pub(super) fn pair() -> (Self, Receiver<Command>) {
+        let (sender, receiver) = channel();
+        (Self { sender, bell: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) }, receiver)
     }
 
     fn send(&self, command: Command) {
@@ -137,9 +169,12 @@ pub struct Host {
     addresses: Option<Addresses>,
     resolvers: Vec<SocketAddr>,
     recorder: Option<Recorder>,
+    log: Option<RefusalLog>,
+    policy_faults: u64,
     limits: Limits,
     began: HostInstant,
-    told: Counters,
+    /// Of the last stack.
+    told: Report,
 }
 
 impl Host {
@@ -171,9 +206,11 @@ impl Host {
             addresses,
             resolvers: setup.resolvers,
             recorder: setup.capture.map(|files| Recorder::new(files, Instant::from_nanos(0))),
+            log: setup.log,
+            policy_faults: 0,
             limits: setup.limits,
             began: HostInstant::now(),
-            told: Counters::default(),
+            told: Report::default(),
         };
         Ok((host, Commands { sender, bell }))
     }
@@ -215,9 +252,10 @@ impl Host {
     #[must_use]
     pub fn report(&self) -> Report {
         Report {
-            stack: self.told,
             sockets: *self.sockets.counters(),
             open_sockets: self.sockets.open_sockets(),
+            policy_faults: self.policy_faults,
+            ..self.told
         }
     }
 
@@ -254,7 +292,7 @@ impl<L: PacketLink> Engine<'_, L> {
     fn run(mut self) -> io::Result<End> {
         self.stack.set_resolvers(&self.host.resolvers);
         let end = self.turns();
-        self.host.told = *self.stack.counters();
+        self.host.told = self.report();
         end
     }
 
@@ -343,9 +381,24 @@ impl<L: PacketLink> Engine<'_, L> {
                     self.stack.set_resolvers(&resolvers);
                     self.host.resolvers = resolvers;
                 }
+                Ok(Command::Policy(policy)) => self.on_policy(policy),
+                Ok(Command::NoPolicy(why)) => {
+                    self.host.policy_faults += 1;
+                    let now = self.host.now();
+                    if let Some(log) = &mut self.host.log {
+                        log.note(now, &why);
+                    }
+                }
                 Err(TryRecvError::Empty) => return None,
             }
         }
+    }
+
+    fn on_policy(&mut self, policy: Arc<Policy>) {
+        self.host.config.policy = Arc::clone(&policy);
+        let now = self.host.now();
+        let mut io = Io { link: &mut self.port, sockets: &mut self.host.sockets };
+        self.stack.set_policy(now, policy, &mut io);
     }
 
     fn on_addresses(&mut self) {
@@ -383,10 +436,20 @@ impl<L: PacketLink> Engine<'_, L> {
             self.stack.socket_ready(now, flow, readiness, &mut io);
         }
         self.stack.flush(now, &mut io);
+        while let Some(refusal) = self.stack.take_refusal() {
+            if let Some(log) = &mut self.host.log {
+                log.refusal(&refusal);
+            }
+        }
     }
 
-    fn report(&self) -> Report {
-        Report { stack: *self.stack.counters(), ..self.host.report() }
+    fn report(&mut self) -> Report {
+        Report {
+            stack: *self.stack.counters(),
+            refusals: *self.stack.refusals(),
+            names: *self.stack.dns_counters(),
+            ..self.host.report()
+        }
     }
 }
 

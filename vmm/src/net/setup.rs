@@ -10,6 +10,8 @@ use crate::sys::limit;
 
 use super::engine::Setup;
 use super::port::Limits;
+use super::refusals::RefusalLog;
+use super::resolvers;
 
 /// Descriptors that the rest of the process may need.
 const OTHER_DESCRIPTORS: u64 = 256;
@@ -31,22 +33,25 @@ impl Setup {
         });
         let descriptors = limit::raise_descriptors().unwrap_or(OTHER_DESCRIPTORS * 2);
         let sockets = MAX_SOCKETS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));
+        let (resolvers, search) = match plan.resolvers {
+            Resolvers::These(resolvers) => (resolvers, Vec::new()),
+            Resolvers::Of(path) => (Vec::new(), resolvers::search(&path)),
+        };
         Self {
             config: Config {
                 macs: Macs { guest: Mac(mac.0), ..defaults.macs },
                 policy: plan.policy,
+                search,
                 mtu: mtu.bytes(),
                 forwards: forwards.collect(),
                 ..defaults
             },
             ports: plan.ports,
             sockets: usize::try_from(sockets).unwrap_or(usize::MAX),
+            log: plan.log.map(RefusalLog::new),
             capture: plan.capture,
             limits: Limits::new(plan.bytes_per_second, plan.packets_per_second),
-            resolvers: match plan.resolvers {
-                Resolvers::These(resolvers) => resolvers,
-                Resolvers::Of(_) => Vec::new(),
-            },
+            resolvers,
         }
     }
 }

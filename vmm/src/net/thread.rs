@@ -86,3 +86,99 @@ fn serve<L: PacketLink>(host: &mut Host, link: &mut L) -> Result<End, Failed> {
     }
     Err(Failed::Panicked)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd, OwnedFd};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use openshell_usernet::link::HEAD_LEN;
+    use openshell_usernet::{Config, Frame, Link, LinkFull, Offload, Offloads};
+
+    use super::*;
+    use crate::net::buffer::FrameBytes;
+    use crate::net::link::{LinkEvent, Source};
+    use crate::net::port::Limits;
+
+    /// A link in which frames are fatal, so many times.
+    struct Fatal {
+        left: Arc<AtomicU32>,
+        bell: OwnedFd,
+    }
+
+    impl Link for Fatal {
+        type Payload = FrameBytes;
+
+        fn offloads(&self) -> Offloads {
+            Offloads::default()
+        }
+
+        fn send(&mut self, _: Offload, _: &[u8], _: &[&[u8]]) -> Result<(), LinkFull> {
+            Ok(())
+        }
+    }
+
+    impl PacketLink for Fatal {
+        fn sources(&self) -> Vec<Source> {
+            vec![Source { number: 0, fd: self.bell.as_raw_fd() }]
+        }
+
+        fn on_ready(&mut self, _: u8, _: bool) -> io::Result<LinkEvent> {
+            Ok(LinkEvent::Frames)
+        }
+
+        fn next_frame<'a>(&mut self, _: &'a mut [u8; HEAD_LEN]) -> Option<Frame<'a, FrameBytes>> {
+            let left = self.left.load(Ordering::SeqCst);
+            if left > 0 {
+                self.left.store(left - 1, Ordering::SeqCst);
+                std::panic::panic_any("on purpose");
+            }
+            None
+        }
+
+        fn end_turn(&mut self) -> bool {
+            false
+        }
+    }
+
+    fn start(fatal: u32) -> (NetThread, Arc<AtomicU32>, std::sync::mpsc::Receiver<()>) {
+        let left = Arc::new(AtomicU32::new(fatal));
+        let (bell, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let link = Fatal { left: Arc::clone(&left), bell: bell.into() };
+        let setup = Setup {
+            config: Config::default(),
+            ports: Vec::new(),
+            sockets: 16,
+            log: None,
+            capture: None,
+            limits: Limits::default(),
+            resolvers: Vec::new(),
+        };
+        let (sender, ended) = channel();
+        let jail = Jail { seccomp: false };
+        let tell = move || {
+            sender.send(()).ok();
+        };
+        let thread = NetThread::spawn(jail, setup, link, tell).unwrap();
+        (thread, left, ended)
+    }
+
+    #[test]
+    fn a_stack_that_panics_is_followed_by_one_more() {
+        let (thread, left, _ended) = start(1);
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while left.load(Ordering::SeqCst) > 0 {
+            assert!(std::time::Instant::now() < deadline, "no frame was asked for");
+            std::thread::yield_now();
+        }
+        assert!(thread.commands().report().is_some(), "the second stack answers");
+        assert!(matches!(thread.stop().0, Ok(End::Stopped)));
+        let (thread, _, ended) = start(9);
+        ended.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert!(thread.commands().report().is_none());
+        assert!(matches!(thread.stop().0, Err(Failed::Panicked)));
+    }
+}

@@ -6,6 +6,8 @@
 
 mod core;
 mod resolver;
+#[cfg(test)]
+mod tests;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

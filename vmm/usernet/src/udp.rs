@@ -354,6 +354,9 @@ impl Udp {
                 Ok(Some(datagrams)) => {
                     *budget = budget.saturating_sub(datagrams.len);
                     self.deliver(id, &key, datagrams, buffer, delivery, turn);
+                    if *budget == 0 || delivery.waiting_bytes() > MAX_WAITING {
+                        return true;
+                    }
                     continue;
                 }
                 Ok(None) => match self.take_error(id, turn) {

@@ -50,10 +50,11 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Arrows within a layer or up, each with its reason.
-const EXCEPTIONS: [(&str, &str, &str); 6] = [
+const EXCEPTIONS: [(&str, &str, &str); 7] = [
     ("config", "layout", "a plan is checked against the guest's physical map"),
     ("config", "sys", "a plan holds opened and locked files"),
     ("config", "explain", "what is wrong with what the user wrote is explained"),
+    ("net", "event", "what runs beside the net thread waits with the event loop's epoll"),
     ("trace", "sys", "a trace starts with the process, whose clock is a system call"),
     ("layout", "memory", "the map is made of guest addresses"),
     ("vcpu", "boot", "a vCPU starts in the state that the boot protocol asks for"),

@@ -1,6 +1,8 @@
 //! Frames of the guest's that are not TCP, from end to end: every kind of destination against the default policy, fragments, spoofing,
 //! services of the gateway.
 
+mod guest;
+
 use std::sync::Arc;
 
 use proptest::collection::vec;

@@ -94,6 +94,31 @@ pub struct DnsCounters {
     pub addresses_removed: u64,
 }
 
+impl DnsCounters {
+    /// Each of them with its name.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("queries", self.queries),
+            ("malformed_queries", self.malformed_queries),
+            ("local", self.local),
+            ("refused", self.refused),
+            ("repeated", self.repeated),
+            ("forwarded", self.forwarded),
+            ("retried", self.retried),
+            ("timed_out", self.timed_out),
+            ("by_tcp", self.by_tcp),
+            ("answered", self.answered),
+            ("unanswered", self.unanswered),
+            ("no_resolver", self.no_resolver),
+            ("full", self.full),
+            ("mismatched", self.mismatched),
+            ("malformed_answers", self.malformed_answers),
+            ("addresses_removed", self.addresses_removed),
+        ]
+        .into_iter()
+    }
+}
+
 /// The resolver of one guest.
 #[derive(Debug)]
 pub struct Dns {

@@ -217,7 +217,7 @@ impl Egress {
         name: Option<&str>,
         why: Denied,
     ) {
-        self.counts[why.kind().0] += 1;
+        self.counts[why.kind()] += 1;
         if self.told.len() == Self::MAX_TOLD || !self.pace.take(at, 1) {
             self.untold += 1;
             return;

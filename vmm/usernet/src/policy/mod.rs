@@ -132,30 +132,56 @@ pub enum Denied {
 
 impl Denied {
     /// How many kinds of reasons there are.
-    pub const KINDS: usize = 17;
+    pub const KINDS: usize = Self::NAMES.len();
+    /// The names of the kinds, for counters and logs.
+    pub const NAMES: [&str; 17] = [
+        "loopback",
+        "unspecified",
+        "never_multicast",
+        "broadcast",
+        "unassigned",
+        "gateway",
+        "other_resolver",
+        "no_port",
+        "rule",
+        "name",
+        "public",
+        "private",
+        "link_local",
+        "metadata",
+        "host",
+        "multicast",
+        "special",
+    ];
 
-    /// The kind of reason, for counters; rules are of one kind.
+    /// The kind of reason: a place in [`Self::NAMES`]. Rules are of one kind.
     #[must_use]
-    pub const fn kind(self) -> (usize, &'static str) {
+    pub const fn kind(self) -> usize {
         match self {
-            Self::Never(Never::Loopback) => (0, "loopback"),
-            Self::Never(Never::Unspecified) => (1, "unspecified"),
-            Self::Never(Never::Multicast) => (2, "never_multicast"),
-            Self::Never(Never::Broadcast) => (3, "broadcast"),
-            Self::Never(Never::Unassigned) => (4, "unassigned"),
-            Self::Gateway => (5, "gateway"),
-            Self::OtherResolver => (6, "other_resolver"),
-            Self::NoPort => (7, "no_port"),
-            Self::Rule(_) => (8, "rule"),
-            Self::Name => (9, "name"),
-            Self::Group(Group::Public) => (10, "public"),
-            Self::Group(Group::Private) => (11, "private"),
-            Self::Group(Group::LinkLocal) => (12, "link_local"),
-            Self::Group(Group::Metadata) => (13, "metadata"),
-            Self::Group(Group::Host) => (14, "host"),
-            Self::Group(Group::Multicast) => (15, "multicast"),
-            Self::Group(Group::Special) => (16, "special"),
+            Self::Never(Never::Loopback) => 0,
+            Self::Never(Never::Unspecified) => 1,
+            Self::Never(Never::Multicast) => 2,
+            Self::Never(Never::Broadcast) => 3,
+            Self::Never(Never::Unassigned) => 4,
+            Self::Gateway => 5,
+            Self::OtherResolver => 6,
+            Self::NoPort => 7,
+            Self::Rule(_) => 8,
+            Self::Name => 9,
+            Self::Group(Group::Public) => 10,
+            Self::Group(Group::Private) => 11,
+            Self::Group(Group::LinkLocal) => 12,
+            Self::Group(Group::Metadata) => 13,
+            Self::Group(Group::Host) => 14,
+            Self::Group(Group::Multicast) => 15,
+            Self::Group(Group::Special) => 16,
         }
+    }
+
+    /// The name of its kind.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        Self::NAMES[self.kind()]
     }
 }
 
@@ -163,7 +189,7 @@ impl std::fmt::Display for Denied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Rule(index) => write!(f, "rule {}", u32::from(*index) + 1),
-            _ => f.write_str(self.kind().1),
+            _ => f.write_str(self.name()),
         }
     }
 }

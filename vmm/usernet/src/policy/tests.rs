@@ -604,8 +604,8 @@ fn a_replaced_policy_ends_what_it_no_longer_allows() {
     assert!(egress.live_flow(NOW, Protocol::Tcp, to).is_ok());
     egress.replace_owned([to.ip()]);
     assert_eq!(egress.live_flow(NOW, Protocol::Udp, to), Err(Denied::Group(Group::Host)));
-    assert_eq!(egress.counts()[Denied::Group(Group::Host).kind().0], 1);
-    assert_eq!(egress.counts()[Denied::Rule(7).kind().0], 1);
+    assert_eq!(egress.counts()[Denied::Group(Group::Host).kind()], 1);
+    assert_eq!(egress.counts()[Denied::Rule(7).kind()], 1);
 }
 
 #[test]
@@ -644,7 +644,7 @@ fn kinds_of_refusals_have_places_of_their_own() {
         Denied::Rule(3),
         Denied::Name,
     ]);
-    let mut places: Vec<usize> = all.iter().map(|denied| denied.kind().0).collect();
+    let mut places: Vec<usize> = all.iter().map(|denied| denied.kind()).collect();
     places.sort_unstable();
     assert_eq!(places, (0..Denied::KINDS).collect::<Vec<_>>());
 }

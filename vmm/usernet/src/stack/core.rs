@@ -188,11 +188,13 @@ impl<P: Payload> Core<P> {
         while let Some((key, syn, fault)) = self.tcp.take_fault() {
             self.tell(fault, &key, &syn, turn);
         }
-        let udp = |id: &ForwardId| {
+        // With a full table, others may come when one of its connections has gone.
+        let goes_on = |id: &ForwardId| {
             let forward = self.config.forwards.get(usize::from(id.0));
-            forward.is_some_and(|forward| forward.protocol == ForwardProtocol::Udp)
+            let is_udp = forward.is_some_and(|of| of.protocol == ForwardProtocol::Udp);
+            is_udp || !self.tcp.is_full()
         };
-        self.unfinished = self.datagrams.flush(turn) || self.crowded.iter().any(udp);
+        self.unfinished = self.datagrams.flush(turn) || self.crowded.iter().any(goes_on);
     }
 
     fn tell(&mut self, fault: Fault, key: &FlowKey, syn: &TcpHeader, turn: &mut Turn<'_, P>) {

@@ -29,7 +29,7 @@ mod send;
 mod seq;
 mod service;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -135,6 +135,11 @@ impl<P: Payload> Tcp<P> {
     /// How many connections there are.
     pub(crate) const fn len(&self) -> usize {
         self.table.len()
+    }
+
+    /// Whether there is no room for another.
+    pub(crate) const fn is_full(&self) -> bool {
+        self.table.is_full()
     }
 
     /// A segment from the guest. `route` is asked where a connection that it begins may go.

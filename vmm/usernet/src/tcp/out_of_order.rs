@@ -1,6 +1,6 @@
 //! Segments that came before others were there, of all connections.
 //!
-//! Invariant: there are never more than the bound; the oldest makes room, for none of them was acknowledged.
+//! Invariant: there are never more than the bound; any of them may give way, for none was acknowledged.
 
 use super::seq::Seq;
 use crate::FlowId;
@@ -36,9 +36,18 @@ impl<P> OutOfOrder<P> {
             return;
         }
         if self.waiting.len() >= self.most {
-            self.waiting.remove(0);
+            let Some(place) = self.least_useful(id, sequence) else { return };
+            self.waiting.remove(place);
         }
         self.waiting.push(Early { id, sequence, fin, payload });
+    }
+
+    /// What gives way to the segment of `id` at `sequence`: the one of its own that will wait longest, else the oldest of another.
+    fn least_useful(&self, id: FlowId, sequence: Seq) -> Option<usize> {
+        let later = |of: &Early<P>| of.id == id && of.sequence.after(sequence);
+        let ahead = |place: &usize| self.waiting[*place].sequence.ahead_of(sequence);
+        let own = (0..self.waiting.len()).filter(|place| later(&self.waiting[*place]));
+        own.max_by_key(ahead).or_else(|| self.waiting.iter().position(|of| of.id != id))
     }
 
     /// Takes a segment of `id` that does not begin after `expected`.

@@ -4,6 +4,7 @@ mod both_ends;
 mod close;
 mod deliver;
 mod open;
+mod simulated;
 
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,42 +20,42 @@ use crate::wire::{
 };
 use crate::{FlowId, Frame, Instant, Io, Stack};
 
-const SYN: u8 = 2;
-const ACK: u8 = 16;
-const FIN: u8 = 1;
-const RST: u8 = 4;
+pub(crate) const SYN: u8 = 2;
+pub(crate) const ACK: u8 = 16;
+pub(crate) const FIN: u8 = 1;
+pub(crate) const RST: u8 = 4;
 
-const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
 const PEER: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 9);
 
 /// A segment that the guest got.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Got {
-    flags: u8,
+pub(crate) struct Got {
+    pub(crate) flags: u8,
     seq: u32,
-    ack: u32,
+    pub(crate) ack: u32,
     window: u16,
     mss: Option<u16>,
     scale: Option<u8>,
-    payload: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
     segmentation: Option<Segmentation>,
 }
 
 /// The stack between a guest and peers that the test plays.
-struct World {
-    stack: Stack<Bytes>,
-    link: MockLink,
-    sockets: MockSockets,
+pub(crate) struct World {
+    pub(crate) stack: Stack<Bytes>,
+    pub(crate) link: MockLink,
+    pub(crate) sockets: MockSockets,
     held: Rc<Cell<usize>>,
     now: Instant,
-    macs: Macs,
+    pub(crate) macs: Macs,
     /// The guest's and the peer's port.
-    ports: (u16, u16),
-    peer: Ipv4Addr,
+    pub(crate) ports: (u16, u16),
+    pub(crate) peer: Ipv4Addr,
 }
 
 impl World {
-    fn new(bounds: Bounds) -> Self {
+    pub(crate) fn new(bounds: Bounds) -> Self {
         let forward = Forward { protocol: ForwardProtocol::Tcp, guest_port: 8080 };
         let config = Config { bounds, forwards: vec![forward], ..Config::default() };
         let macs = config.macs;
@@ -74,7 +75,7 @@ impl World {
     }
 
     /// A segment of the guest, not flushed.
-    fn segment(&mut self, flags: u8, seq: u32, ack: u32, payload: &[u8]) {
+    pub(crate) fn segment(&mut self, flags: u8, seq: u32, ack: u32, payload: &[u8]) {
         self.segment_with(flags, seq, ack, u16::MAX, payload);
     }
 
@@ -98,7 +99,7 @@ impl World {
         self.frame(&[headers.as_bytes(), payload].concat());
     }
 
-    fn frame(&mut self, bytes: &[u8]) {
+    pub(crate) fn frame(&mut self, bytes: &[u8]) {
         let payload = Bytes::new(bytes.to_vec(), &self.held);
         let frame = Frame {
             head: &bytes[..bytes.len().min(HEAD_LEN)],
@@ -109,7 +110,7 @@ impl World {
         self.stack.guest_frame(self.now, frame, &mut io);
     }
 
-    fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         for _ in 0..100 {
             let mut io = Io { link: &mut self.link, sockets: &mut self.sockets };
             self.stack.run_timers(self.now, &mut io);
@@ -166,12 +167,12 @@ impl World {
     }
 
     /// What the guest got since it last looked, pure TCP.
-    fn got(&mut self) -> Vec<Got> {
+    pub(crate) fn got(&mut self) -> Vec<Got> {
         self.link.frames.drain(..).map(|(offload, frame)| parse(offload, &frame)).collect()
     }
 
     /// The only segment since the guest last looked.
-    fn one(&mut self) -> Got {
+    pub(crate) fn one(&mut self) -> Got {
         let mut got = self.got();
         assert_eq!(got.len(), 1, "{got:?}");
         got.remove(0)
@@ -182,7 +183,7 @@ impl World {
     }
 
     /// A connection that stands: what the guest sends next, and what it expects.
-    fn connect(&mut self) -> (u32, u32) {
+    pub(crate) fn connect(&mut self) -> (u32, u32) {
         self.segment(SYN, 1000, 0, &[]);
         self.flush();
         let answer = self.one();
