@@ -10,7 +10,7 @@ use openshell_rootfs::manifest::config::ImageConfig;
 use openshell_rootfs::manifest::resolve::{Root, resolve};
 use openshell_rootfs::manifest::{self, MAX_CONFIG_BYTES, MAX_ENTRIES, MAX_LAYERS, Manifest};
 
-/// Documents are lines; one that names the line behind it by `@N` gets its digest and size in that place.
+// Documents are lines; one that names the line behind it by `@N` gets its digest and size in that place.
 fuzz_target!(|data: &[u8]| -> Corpus {
     let Some((&what, rest)) = data.split_first() else { return Corpus::Reject };
     match what {
