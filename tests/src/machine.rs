@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::memory::memory_beside_guest_kib;
+use crate::memory::anonymous_beside_guest_kib;
 use crate::process;
 
 /// The environment variable that names the directory of fixtures; `cargo xtask test` sets it.
@@ -349,10 +349,10 @@ impl Running {
         targets
     }
 
-    /// Its memory that is in RAM beside the guest's, in KiB; 0 once it has ended.
+    /// Its memory of no file that is in RAM beside the guest's, in KiB; 0 once it has ended.
     #[must_use]
     pub fn own_memory_kib(&self) -> u64 {
-        memory_beside_guest_kib(self.pid()).unwrap_or(0)
+        anonymous_beside_guest_kib(self.pid()).unwrap_or(0)
     }
 
     fn entries(&self, directory: &str) -> impl Iterator<Item = PathBuf> {

@@ -9,12 +9,24 @@ use anyhow::{Context as _, Result};
 /// # Errors
 /// When the process is gone or its maps cannot be read.
 pub fn memory_beside_guest_kib(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    besides_largest(&text).with_context(|| format!("{path} has no mapping"))
+    of_process(pid, "Pss:")
 }
 
-fn besides_largest(smaps: &str) -> Option<u64> {
+/// As [`memory_beside_guest_kib`], without pages of files: their share grows when another process of the same program ends.
+///
+/// # Errors
+/// As there.
+pub fn anonymous_beside_guest_kib(pid: u32) -> Result<u64> {
+    of_process(pid, "Anonymous:")
+}
+
+fn of_process(pid: u32, kind: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    besides_largest(&text, kind).with_context(|| format!("{path} has no mapping"))
+}
+
+fn besides_largest(smaps: &str, kind: &str) -> Option<u64> {
     let field = |line: &str, name: &str| -> Option<u64> {
         line.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse().ok()
     };
@@ -24,14 +36,14 @@ fn besides_largest(smaps: &str) -> Option<u64> {
         if let Some(size) = field(line, "Size:") {
             // An allocator reserves more than a small guest has, but not to be written.
             mappings.push((if writable { size } else { 0 }, 0));
-        } else if let (Some(pss), Some(last)) = (field(line, "Pss:"), mappings.last_mut()) {
-            last.1 = pss;
+        } else if let (Some(kib), Some(last)) = (field(line, kind), mappings.last_mut()) {
+            last.1 = kib;
         } else if let Some(rights) = line.split(' ').nth(1).filter(|rights| rights.len() == 4) {
             writable = rights.starts_with("rw");
         }
     }
     let (_, guest) = mappings.iter().max_by_key(|(size, _)| *size)?;
-    Some(mappings.iter().map(|(_, pss)| pss).sum::<u64>() - guest)
+    Some(mappings.iter().map(|(_, kib)| kib).sum::<u64>() - guest)
 }
 
 #[cfg(test)]
@@ -56,7 +68,8 @@ Pss:                   8 kB
 Size:             999999 kB
 Pss:                   0 kB
 ";
-        assert_eq!(besides_largest(smaps), Some(508));
-        assert_eq!(besides_largest(""), None);
+        assert_eq!(besides_largest(smaps, "Pss:"), Some(508));
+        assert_eq!(besides_largest(smaps, "Pss_Dirty:"), Some(10));
+        assert_eq!(besides_largest("", "Pss:"), None);
     }
 }

@@ -84,6 +84,8 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "libcap2-bin",
+            "zstd",
             "openssl",
         ],
         unpacked: &["linux-image-cloud-amd64"],

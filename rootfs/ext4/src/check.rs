@@ -12,11 +12,14 @@ use self::blocks::Blocks;
 use crate::bytes::get32;
 use crate::checksum;
 use crate::format::{BLOCK, FILE_MAX, GROUP_BLOCKS, LINKS_MAX, SUPERBLOCK, group, inode, number};
-use crate::read::{Fault, Image, Inode, Input, Map, ReadError};
+use crate::read::{Fault, Image, Inode, InodeCache, Input, Map, ReadError};
 use crate::tree::is_zero;
 
 /// How many faults are enough.
 pub const FAULTS_MAX: usize = 100;
+
+/// Inodes that are read at once: 64 KiB.
+const INODES_AHEAD: u32 = 256;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,6 +58,7 @@ impl<I: Input> Image<I> {
             report: Report::default(),
             blocks: Blocks::default(),
             seen: BTreeMap::new(),
+            inodes: InodeCache::default(),
         };
         match check.run() {
             Ok(()) | Err(Stop::Enough) => Ok(check.report),
@@ -92,6 +96,7 @@ struct Check<'a, I> {
     report: Report,
     blocks: Blocks,
     seen: BTreeMap<u32, Seen>,
+    inodes: InodeCache,
 }
 
 impl<I: Input> Check<'_, I> {
@@ -215,7 +220,7 @@ impl<I: Input> Check<'_, I> {
         {
             return Ok(());
         }
-        let read = self.image.inode(number);
+        let read = self.image.inode_among(number, INODES_AHEAD, &mut self.inodes);
         let Some(inode) = self.noted(read)? else { return Ok(()) };
         let mut seen = Seen { kind: kind_of(&inode), links: inode.links, ..Seen::default() };
         // What is not an inode's own is not read as its names: no block is read for two of them.
@@ -335,11 +340,12 @@ impl<I: Input> Check<'_, I> {
 
     /// Compares names with what they lead to.
     fn names(&mut self) -> Result<(), Stop> {
-        for (number, seen) in std::mem::take(&mut self.seen) {
+        let all = std::mem::take(&mut self.seen);
+        for (number, seen) in &all {
+            let (number, seen) = (*number, *seen);
             let wrong = |what| Fault::inode(number, what);
             let is_root = number == number::ROOT;
             let is_directory = seen.kind == 2;
-            self.seen.insert(number, seen);
             if number == number::JOURNAL && self.image.shape().has_journal && seen.names == 0 {
                 continue;
             }
@@ -360,6 +366,7 @@ impl<I: Input> Check<'_, I> {
                 self.fault(wrong("its links are counted wrong"))?;
             }
         }
+        self.seen = all;
         if self.seen.get(&number::ROOT).is_none_or(|root| root.kind != 2) {
             self.fault(Fault::inode(number::ROOT, "there is no root directory"))?;
         }

@@ -16,6 +16,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
 pub(crate) use extents::{Map, Mapped};
 pub(crate) use inode::Inode;
 pub(crate) use superblock::Shape;
@@ -31,11 +34,25 @@ pub trait Input {
     fn size(&self) -> io::Result<u64>;
     /// Fills `into` from byte `offset` on. An end that comes sooner is an error.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The first byte from `offset` on that may not be zero: what lies before it is a hole. `offset` itself unless the input knows.
+    fn data_from(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset)
+    }
 }
 
 impl Input for File {
     fn size(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<u64> {
+        match rustix::fs::seek(self, SeekFrom::Data(offset)) {
+            Err(Errno::NXIO) => Ok(u64::MAX),
+            // Not every file system knows its holes.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+            other => Ok(other?),
+        }
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
@@ -59,6 +76,10 @@ impl Input for [u8] {
 impl<T: Input + ?Sized> Input for &T {
     fn size(&self) -> io::Result<u64> {
         (**self).size()
+    }
+
+    fn data_from(&self, offset: u64) -> io::Result<u64> {
+        (**self).data_from(offset)
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
@@ -201,6 +222,12 @@ impl<I: Input> Image<I> {
         read.map_err(|source| ReadError::Input { offset, source })
     }
 
+    /// The first byte from `offset` on that is not in a hole.
+    pub(crate) fn data_from(&self, offset: u64) -> Result<u64, ReadError> {
+        let found = self.input.data_from(offset);
+        found.map_err(|source| ReadError::Input { offset, source })
+    }
+
     /// A block, whose number the caller has checked.
     pub(crate) fn block(&self, number: u64) -> Result<[u8; BLOCK], ReadError> {
         let mut block = [0; BLOCK];
@@ -208,28 +235,41 @@ impl<I: Input> Image<I> {
         Ok(block)
     }
 
-    /// The bytes of an inode, which are zero for one that was never used. Fails for a number that does not exist.
-    pub(crate) fn inode_bytes(&self, number: u32) -> Result<[u8; INODE], ReadError> {
-        let shape = &self.shape;
-        let index = number.wrapping_sub(1);
-        let group = index / shape.inodes_per_group;
-        let fault = Fault::inode(number, "there is no such inode");
-        let descriptor = shape.descriptors.get(group as usize).ok_or(fault)?;
-        let mut bytes = [0; INODE];
-        let within = index % shape.inodes_per_group;
-        let uninit = descriptor.flags & group::INODE_UNINIT != 0;
-        if uninit || within >= shape.inodes_per_group - descriptor.unused_inodes {
-            return Ok(bytes);
-        }
-        let table = descriptor.inode_table * BLOCK as u64;
-        self.bytes(table + u64::from(within) * INODE as u64, &mut bytes)?;
-        Ok(bytes)
-    }
-
     /// An inode in use. Fails when it is not, or is damaged.
     pub(crate) fn inode(&self, number: u32) -> Result<Inode, ReadError> {
-        let bytes = self.inode_bytes(number)?;
-        Ok(Inode::read(number, &bytes, self.shape.seed, self.shape.checksums)?)
+        self.inode_among(number, 1, &mut InodeCache::default())
+    }
+
+    /// As [`inode`](Self::inode), with up to `ahead` inodes that follow it in its group read at once.
+    pub(crate) fn inode_among(
+        &self,
+        number: u32,
+        ahead: u32,
+        cache: &mut InodeCache,
+    ) -> Result<Inode, ReadError> {
+        let shape = &self.shape;
+        let index = number.wrapping_sub(1);
+        let fault = Fault::inode(number, "there is no such inode");
+        let group = index / shape.inodes_per_group;
+        let descriptor = shape.descriptors.get(group as usize).ok_or(fault)?;
+        let within = index % shape.inodes_per_group;
+        let used = shape.inodes_per_group - descriptor.unused_inodes;
+        if descriptor.flags & group::INODE_UNINIT != 0 || within >= used {
+            return Err(Fault::inode(number, "is not in use").into());
+        }
+        if cache.at(number).is_none() {
+            let count = ahead.clamp(1, used - within);
+            cache.first = number;
+            cache.bytes.resize(count as usize * INODE, 0);
+            let table = descriptor.inode_table * BLOCK as u64;
+            let read = self.bytes(table + u64::from(within) * INODE as u64, &mut cache.bytes);
+            if read.is_err() {
+                cache.bytes.clear();
+            }
+            read?;
+        }
+        let bytes = cache.at(number).ok_or(fault)?;
+        Ok(Inode::read(number, bytes, shape.seed, shape.checksums)?)
     }
 
     /// What the blocks of an inode start their checksums from.
@@ -276,6 +316,20 @@ impl<I: Input> Image<I> {
             }
         }
         Ok(count)
+    }
+}
+
+/// Bytes of inodes that follow each other, from the number `first` on.
+#[derive(Debug, Default)]
+pub(crate) struct InodeCache {
+    first: u32,
+    bytes: Vec<u8>,
+}
+
+impl InodeCache {
+    fn at(&self, number: u32) -> Option<&[u8; INODE]> {
+        let index = number.checked_sub(self.first)? as usize;
+        self.bytes.get(index.checked_mul(INODE)?..)?.first_chunk()
     }
 }
 

@@ -1,7 +1,7 @@
 //! A repository at one place: what is asked there, with which credentials, and how often.
 //!
 //! Invariant: however many requests meet a token that has run out, one new token is fetched, and a request that is
-//! refused with the token that it fetched is not sent again. Runs on the registry's thread.
+//! refused with two tokens that it fetched is not sent again. Runs on the registry's thread.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,6 +94,7 @@ impl Session {
     pub(super) async fn send(&self, ask: &Ask) -> Result<Response, RegistryError> {
         let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut response = self.http.exchange(ask, shown.authorization.as_ref()).await?;
+        let mut fetched = 0;
         for _ in 0..REFRESHES {
             // Only the registry itself asks for its credentials, not where it leads to.
             if response.status().as_u16() != 401 || response.url().origin() != ask.url.origin() {
@@ -104,7 +105,9 @@ impl Session {
             let (fresh, ours) = self.refresh(&shown, &challenge).await?;
             shown = fresh;
             response = self.http.exchange(ask, shown.authorization.as_ref()).await?;
-            if ours {
+            // Twice, as the first may run out while others use it.
+            fetched += u32::from(ours);
+            if fetched == 2 {
                 break;
             }
         }

@@ -102,14 +102,14 @@ fn a_public_image_needs_a_token_and_no_password() {
 fn a_token_that_runs_out_in_the_middle_is_replaced_once() {
     let sizes = [9 * MIB, 9 * MIB, 9 * MIB, 9 * MIB, MIB, MIB, MIB, MIB];
     let fake = Fake::with_layers(&sizes);
-    let server = Tokens::new(fake.clone(), &[4, 5, 11], None).start();
+    let server = Tokens::new(fake.clone(), &[4, 11], None).start();
     let registry = client();
     let pull = resolve(&registry, &server.host()).unwrap();
     for (n, layer) in read_all(&pull).into_iter().enumerate() {
         assert!(layer.unwrap() == fake.layer(n), "layer {n}");
     }
     // However many requests were under way each time.
-    assert_eq!(server.asked("/token").len(), 4);
+    assert_eq!(server.asked("/token").len(), 3);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn a_registry_that_never_has_enough_is_left() {
     let PullError::Registry { source: RegistryError::Unauthorized { .. }, .. } = error else {
         panic!("{error:?}");
     };
-    assert_eq!(server.asked("/token").len(), 1);
+    assert_eq!(server.asked("/token").len(), 2);
 }
 
 #[test]

@@ -21,10 +21,12 @@ fn main() -> Result<()> {
         ("frames", frames()),
         ("kernel", kernel()),
         ("manifest", manifest()),
+        ("merge", merge()),
         ("overlay", overlay()),
         ("queue", queue()),
         ("reference", reference()),
         ("rule", rule()),
+        ("tar", tar()),
         ("transport", transport()),
         ("vnet", vnet()),
         ("vsock", vsock()),
@@ -70,6 +72,42 @@ fn manifest() -> Seeds {
         ("config", format!("c{config}").into_bytes()),
         ("resolve", format!("r{script}").into_bytes()),
         ("schema1", br#"m{"schemaVersion":1,"fsLayers":[]}"#.to_vec()),
+    ]
+}
+
+/// Entries: layer and kind, path, target.
+fn merge() -> Seeds {
+    vec![
+        ("replace", b"\x00a/\0\0\x01a/b\0\0\x10a\0\0".to_vec()),
+        ("whiteout", b"\x00a/\0\0\x01a/b\0\0\x11a/.wh.b\0\0\x11a/.wh..wh..opq\0\0".to_vec()),
+        ("links", b"\x03a\0b\0\x03b\0../a\0\x01a/x\0\0\x01c\0\0\x02d\0c\0".to_vec()),
+    ]
+}
+
+/// Whether the sums are made right, then an archive.
+fn tar() -> Seeds {
+    let file = |name: &str, kind: u8, data: &[u8]| {
+        let mut block = [0; 512];
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[124..135].copy_from_slice(format!("{:011o}", data.len()).as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        let mut data = data.to_vec();
+        data.resize(data.len().next_multiple_of(512), 0);
+        [&block[..], &data].concat()
+    };
+    let sparse = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n29 GNU.sparse.realsize=12000\n";
+    vec![
+        ("file", [&[1][..], &file("a/b", b'0', b"hello"), &[0; 1024]].concat()),
+        ("long", [&[1][..], &file("long", b'L', &[b'n'; 200]), &file("a", b'5', b"")].concat()),
+        (
+            "pax",
+            [&[1][..], &file("x", b'x', b"20 mtime=1350244992\n"), &file("a", b'0', b"x")].concat(),
+        ),
+        (
+            "sparse",
+            [&[1][..], &file("x", b'x', sparse), &file("a", b'0', b"1\n4096\n2\n")].concat(),
+        ),
     ]
 }
 

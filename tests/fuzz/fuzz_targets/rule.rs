@@ -9,7 +9,7 @@ use openshell_fuzz::Script;
 use openshell_usernet::Instant;
 use openshell_usernet::policy::{
     Action, Denied, Fallback, Group, Pins, Policy, PolicyError, Request, Route, Rule, Scene,
-    Transport, kind,
+    Target, Transport, kind,
 };
 
 fuzz_target!(|data: &[u8]| -> Corpus {

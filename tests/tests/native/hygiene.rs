@@ -23,7 +23,7 @@ fn every_thread_has_a_name_and_a_filter() {
         let filter = if filtered { "2" } else { "0" };
         for (field, value) in [("Seccomp:", filter), ("NoNewPrivs:", "1")] {
             let want =
-                ["blk0.0", "blk0.1", "net", "openshell-vmm", "resolv", "vcpu0", "vcpu1", "vsock"]
+                ["blk0.0", "blk0.1", "net", "netfiles", "openshell-vmm", "vcpu0", "vcpu1", "vsock"]
                     .map(|name| (name.to_owned(), value.to_owned()))
                     .to_vec();
             let found = eventually(&want, || {

@@ -70,8 +70,12 @@ impl<I: Input> Check<'_, I> {
 
     /// Notes the fault unless the bytes are zero.
     fn zero(&mut self, mut from: u64, to: u64, fault: Fault) -> Result<(), Stop> {
-        let mut buffer = vec![0; 64 * 1024];
-        while from < to {
+        let mut buffer = vec![0; size((to.saturating_sub(from)).min(64 * 1024))];
+        loop {
+            from = from.max(Self::read(self.image.data_from(from))?);
+            if from >= to {
+                return Ok(());
+            }
             let count = size((to - from).min(buffer.len() as u64));
             Self::read(self.image.bytes(from, &mut buffer[..count]))?;
             if !is_zero(&buffer[..count]) {
@@ -79,6 +83,5 @@ impl<I: Input> Check<'_, I> {
             }
             from += count as u64;
         }
-        Ok(())
     }
 }
