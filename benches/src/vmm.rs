@@ -138,7 +138,14 @@ impl System {
         Ok(command)
     }
 
-    /// Runs a Linux guest whose console, if any, is standard output.
+    /// Takes the network card from a machine of [`Self::bare`]: the peers have none.
+    pub fn without_network(&self, command: &mut Command) {
+        if self.kind == Kind::OpenshellVmm {
+            command.args(["--net", "none"]);
+        }
+    }
+
+    /// Runs a Linux guest whose console, if any, is standard output, and without a network card.
     ///
     /// # Errors
     /// When a file that the VMM wants to read cannot be written.
@@ -148,6 +155,7 @@ impl System {
         match self.kind {
             Kind::OpenshellVmm => {
                 command.args(["run", "--memory", &MEMORY_MIB.to_string()]);
+                self.without_network(&mut command);
                 if guest.serial == Serial::None {
                     command.args(["--console", "none"]);
                 }

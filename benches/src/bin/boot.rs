@@ -200,6 +200,7 @@ impl Bench {
 
     fn run_bare(&self, system: &System, image: &Path) -> Result<(Spent, Option<Trace>)> {
         let mut command = system.bare(image, self.scratch.path())?;
+        system.without_network(&mut command);
         let (spent, _, trace) = self.run(system, &mut command)?;
         ensure!(
             spent.code == system.bare_exit_code(),

@@ -12,7 +12,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-use super::helper::{Answer, Helper};
+use super::programs::{Answer, Helper};
 use super::{AuthError, Credentials, Found, Secret};
 use crate::reference::DOCKER_HUB;
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod file;
-mod helper;
+mod programs;
 
 /// How long a credential helper may take unless said otherwise.
 const HELPER_DEADLINE: Duration = Duration::from_secs(10);
@@ -203,9 +203,9 @@ impl Keychain {
         Ok(Found { note, ..Found::anonymous() })
     }
 
-    fn helper(&self) -> helper::Helper<'_> {
+    fn helper(&self) -> programs::Helper<'_> {
         let deadline = self.deadline.unwrap_or(HELPER_DEADLINE);
-        helper::Helper { deadline, path: self.helpers.as_deref() }
+        programs::Helper { deadline, path: self.helpers.as_deref() }
     }
 }
 
