@@ -4,7 +4,6 @@
 //! other way round costs one or two scheduler ticks per slot on current kernels. There is never a PIT.
 
 mod cpuid;
-mod linger;
 mod msrs;
 mod vm;
 

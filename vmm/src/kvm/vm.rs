@@ -11,10 +11,10 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::linger::Linger;
 use super::{Host, KvmError, call, cpuid, msrs};
 use crate::layout;
 use crate::memory::GuestRam;
+use crate::sys::linger::Linger;
 
 const LAPIC_LVT0_OFFSET: usize = 0x350;
 const LAPIC_LVT1_OFFSET: usize = 0x360;

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::net_plan::{HostPlan, Resolvers, RuleSource};
 use crate::event::Waiter;
 use crate::jail::{Jail, Role};
+use crate::sys::linger::Linger;
 use crate::sys::watch;
 
 use super::engine::Commands;
@@ -64,6 +65,7 @@ impl Followed {
 pub struct FileWatch {
     stop: EventFd,
     thread: Option<JoinHandle<()>>,
+    _linger: Option<Linger>,
 }
 
 impl FileWatch {
@@ -80,10 +82,11 @@ impl FileWatch {
         waiter.add_readable(stop.as_raw_fd(), token::STOP)?;
         let watch = watch::directories(std::iter::empty())?;
         waiter.add_readable(watch.as_raw_fd(), token::CHANGE)?;
+        let linger = Linger::of(watch.as_fd());
         let mut follower = Follower { followed, watch, resolvers: None, fault: None, commands };
         follower.look();
         let thread = jail.spawn(Role::Watch, "netfiles", move || follower.run(&waiter))?;
-        Ok(Some(Self { stop, thread: Some(thread) }))
+        Ok(Some(Self { stop, thread: Some(thread), _linger: linger }))
     }
 }
 

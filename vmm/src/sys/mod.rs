@@ -5,6 +5,7 @@ pub mod console_io;
 pub mod inet;
 pub mod kick;
 pub mod limit;
+pub mod linger;
 pub mod open_file;
 pub mod panics;
 pub mod random;
