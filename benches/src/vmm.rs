@@ -269,7 +269,7 @@ mod tests {
             ("cloud-hypervisor-v50", "console=ttyS0 quiet reboot=k panic=-1"),
             (
                 "openshell-vmm-before",
-                "run --memory 128 --append loglevel=7 --kernel /k --disk /d,1",
+                "run --memory 128 --net none --append loglevel=7 --kernel /k --disk /d,1",
             ),
         ] {
             let system = System::peer(name, Path::new("/bin/x")).unwrap();
