@@ -20,6 +20,9 @@ pub enum ResolveError {
     /// Something that is not a directory stands where one is needed.
     #[error("{0:?} in it is not a directory")]
     NotDirectory(String),
+    /// A link leads to a directory that is not there and whose name would be a whiteout's.
+    #[error("a link in it leads to {0:?}, which is the name of a whiteout")]
+    Whiteout(String),
     /// A limit is passed.
     #[error("more than the limit of {0}")]
     Limit(Limit),
@@ -157,6 +160,9 @@ impl<'l> Resolver<'l> {
         }
         if tree.len() as u64 > self.limits.entries {
             return Err(ResolveError::Limit(Limit::Entries(self.limits.entries)));
+        }
+        if name.starts_with(b".wh.") {
+            return Err(ResolveError::Whiteout(crate::path::display(name)));
         }
         let metadata = Metadata::new(0o755, 0, 0);
         tree.insert(at, name, Kind::Directory, metadata).map_err(ResolveError::Tree)

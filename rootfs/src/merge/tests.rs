@@ -112,6 +112,7 @@ fn hostile_whiteouts_are_refused() {
     check_refused(&[&["a/.wh.."]], "whiteout of \".\"");
     check_refused(&[&[".wh."]], "whiteout of \"\"");
     check_refused(&[&["a/.wh.b/c=1"]], "below a whiteout");
+    check_refused(&[&["a->.wh.b", "a/c=1"]], "the name of a whiteout");
 }
 
 #[test]
