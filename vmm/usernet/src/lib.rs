@@ -32,6 +32,8 @@ pub mod ring;
 #[cfg(test)]
 mod scripted;
 pub mod siphash;
+#[cfg(test)]
+mod smoltcp_card;
 pub mod sockets;
 pub mod stack;
 pub mod table;

@@ -156,6 +156,13 @@ impl MockSockets {
         self.sockets.values().filter(|socket| socket.closed.is_none()).count()
     }
 
+    /// Names whoever waits at a published port.
+    fn accept(&mut self, flow: FlowId) -> Option<SocketAddr> {
+        let peer = self.waiting.pop_front()?;
+        self.add(flow, peer);
+        Some(peer)
+    }
+
     fn add(&mut self, flow: FlowId, peer: SocketAddr) {
         let (space, read_limit) = (self.space, self.read_limit);
         let socket = MockSocket { peer: Some(peer), space, read_limit, ..MockSocket::default() };
@@ -185,11 +192,7 @@ impl Sockets<Bytes> for MockSockets {
         _forward: ForwardId,
         flow: FlowId,
     ) -> Result<Option<SocketAddr>, HostError> {
-        let peer = self.waiting.pop_front();
-        if let Some(peer) = peer {
-            self.add(flow, peer);
-        }
-        Ok(peer)
+        Ok(self.accept(flow))
     }
 
     fn tcp_send(&mut self, flow: FlowId, parts: &[Bytes]) -> Result<usize, HostError> {
@@ -252,11 +255,7 @@ impl Sockets<Bytes> for MockSockets {
         _forward: ForwardId,
         flow: FlowId,
     ) -> Result<Option<SocketAddr>, HostError> {
-        let peer = self.waiting.pop_front();
-        if let Some(peer) = peer {
-            self.add(flow, peer);
-        }
-        Ok(peer)
+        Ok(self.accept(flow))
     }
 
     fn udp_send(

@@ -1,13 +1,12 @@
 //! smoltcp as the guest of a whole stack: it gets its lease, finds the gateway, pings it and talks UDP to somebody.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::{dhcpv4, icmp, udp};
 use smoltcp::wire::{
     EthernetAddress, Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, IpEndpoint, Ipv4Cidr,
@@ -16,53 +15,8 @@ use smoltcp::wire::{
 use crate::config::Config;
 use crate::link::{Frame, HEAD_LEN, Offload};
 use crate::mock::{Bytes, EVERYTHING, MockLink, MockSockets};
+use crate::smoltcp_card::Card;
 use crate::{Instant, Io, Stack};
-
-/// The guest's card.
-#[derive(Default)]
-struct Card {
-    arrived: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-struct Arrived(Vec<u8>);
-
-impl RxToken for Arrived {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-
-struct Room<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl TxToken for Room<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let mut frame = vec![0; len];
-        let result = write(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-
-impl Device for Card {
-    type RxToken<'a> = Arrived;
-    type TxToken<'a> = Room<'a>;
-
-    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Arrived, Room<'_>)> {
-        Some((Arrived(self.arrived.pop_front()?), Room(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Room<'_>> {
-        Some(Room(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1_514;
-        capabilities
-    }
-}
 
 struct Machine {
     card: Card,

@@ -6,11 +6,11 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 
 use super::*;
+use crate::smoltcp_card::Card;
 
 const LEN: usize = 1 << 20;
 const FRAMES_PER_MILLI: usize = 64;
@@ -60,52 +60,6 @@ impl Wire {
     fn take(&mut self) -> Vec<Vec<u8>> {
         let count = self.frames.len().min(FRAMES_PER_MILLI);
         self.frames.drain(..count).collect()
-    }
-}
-
-/// The guest's card.
-#[derive(Default)]
-struct Card {
-    arrived: VecDeque<Vec<u8>>,
-    sent: VecDeque<Vec<u8>>,
-}
-
-struct Arrived(Vec<u8>);
-
-impl RxToken for Arrived {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
-        read(&self.0)
-    }
-}
-
-struct Room<'a>(&'a mut VecDeque<Vec<u8>>);
-
-impl TxToken for Room<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let mut frame = vec![0; len];
-        let result = write(&mut frame);
-        self.0.push_back(frame);
-        result
-    }
-}
-
-impl Device for Card {
-    type RxToken<'a> = Arrived;
-    type TxToken<'a> = Room<'a>;
-
-    fn receive(&mut self, _: smoltcp::time::Instant) -> Option<(Arrived, Room<'_>)> {
-        Some((Arrived(self.arrived.pop_front()?), Room(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: smoltcp::time::Instant) -> Option<Room<'_>> {
-        Some(Room(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = 1_514;
-        capabilities
     }
 }
 
