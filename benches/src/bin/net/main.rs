@@ -7,6 +7,8 @@
 #![expect(clippy::print_stderr, reason = "a case takes a minute: people want to see that it goes on")]
 
 mod cases;
+mod datagrams;
+mod exchanges;
 mod process;
 mod report;
 mod rig;
