@@ -15,9 +15,11 @@ use anyhow::{Context as _, Result, bail};
 use super::test::carry;
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::{Clock, Share, Spec};
-use crate::{binaries, cmd, say};
+use crate::{binaries, cmd, say, setup};
 
 const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
+/// The benchmark that boots no guest, and has nothing to do in the lab.
+const HOST_ONLY: &str = "net";
 const DEADLINE: Duration = Duration::from_mins(60);
 const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
@@ -28,7 +30,7 @@ pub(crate) struct Arguments {
     /// Run only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Another VMM to measure beside ours
+    /// Another VMM, or network stack, to measure beside ours
     #[arg(long, value_name = "NAME=PATH")]
     peer: Vec<String>,
     /// Arguments for the benchmark
@@ -46,7 +48,13 @@ enum Part {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let fixtures = Fixtures::complete()?;
+    let in_lab = arguments.name != HOST_ONLY;
+    let fixtures = if in_lab {
+        Fixtures::complete()?
+    } else {
+        setup::ensure(setup::Purpose::NetPeers)?;
+        Fixtures::with_command()?
+    };
     let program = binaries::bench(&arguments.name)?;
     let results = cmd::target().join("bench").join(&arguments.name);
     std::fs::create_dir_all(&results)
@@ -65,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wants(Part::Host) {
         say::step("measure on this machine", || cmd::run(&mut here("host")))?;
     }
-    if wants(Part::Lab) {
+    if wants(Part::Lab) && in_lab {
         say::step("measure in the lab by its instruction clock", || {
             let spec = clocked(&program, &arguments.arguments, &fixtures, &results, &peers)?;
             match spec.run()?.code {
