@@ -14,4 +14,5 @@ pub mod tty;
 pub mod tun;
 pub mod unix;
 pub mod unix_peer;
+pub mod user;
 pub mod watch;
