@@ -17,18 +17,16 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 const NAME: &str = "supported-cpuid";
 /// Also the format's version.
 const MAGIC: u64 = u64::from_le_bytes(*b"osvmcpu1");
-const ENTRY_WORDS: usize = 7;
-const ENTRY_BYTES: usize = ENTRY_WORDS * 4;
-const MAX_BYTES: usize = Key::BYTES + KVM_MAX_CPUID_ENTRIES * ENTRY_BYTES;
+const KEY_WORDS: usize = 9;
+const KEY_BYTES: usize = KEY_WORDS * 8;
+const ENTRY_BYTES: usize = 7 * 4;
+const MAX_BYTES: usize = KEY_BYTES + KVM_MAX_CPUID_ENTRIES * ENTRY_BYTES;
 
 /// What the table depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key([u64; Key::WORDS]);
+pub(super) struct Key([u64; KEY_WORDS]);
 
 impl Key {
-    const WORDS: usize = 9;
-    const BYTES: usize = Self::WORDS * 8;
-
     /// The key of the node `device` of KVM, which is made anew by every boot and every load of the module, on this
     /// processor: a host that was itself moved to another machine keeps its nodes.
     ///
@@ -124,7 +122,7 @@ fn render(key: &Key, table: &CpuId) -> Vec<u8> {
 }
 
 fn parse(bytes: &[u8], key: &Key) -> Option<CpuId> {
-    let (header, entries) = bytes.split_at_checked(Key::BYTES)?;
+    let (header, entries) = bytes.split_at_checked(KEY_BYTES)?;
     let (words, _) = header.as_chunks::<8>();
     let same = words.iter().map(|word| u64::from_le_bytes(*word)).eq(key.0);
     let (entries, rest) = entries.as_chunks::<ENTRY_BYTES>();
@@ -183,7 +181,8 @@ mod tests {
             write(&directory, &KEY, &table(count)).unwrap();
             assert_eq!(read(&directory, &KEY).as_ref(), Some(&table(count)));
         }
-        let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(&directory).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, [NAME]);
     }
 
@@ -191,7 +190,7 @@ mod tests {
     fn a_table_of_another_key_is_not_taken() {
         let place = tempfile::tempdir().unwrap();
         write(place.path(), &KEY, &table(3)).unwrap();
-        for word in 0..Key::WORDS {
+        for word in 0..KEY_WORDS {
             let mut other = KEY;
             other.0[word] ^= 1 << 40;
             assert_eq!(read(place.path(), &other), None, "word {word}");
@@ -203,7 +202,7 @@ mod tests {
         let whole = render(&KEY, &table(3));
         for length in 0..whole.len() {
             let cut = parse(&whole[..length], &KEY).map(|table| table.as_slice().len());
-            let entries = length.checked_sub(Key::BYTES).filter(|rest| rest % ENTRY_BYTES == 0);
+            let entries = length.checked_sub(KEY_BYTES).filter(|rest| rest % ENTRY_BYTES == 0);
             assert_eq!(cut, entries.map(|rest| rest / ENTRY_BYTES).filter(|&count| count > 0));
         }
         let mut long = render(&KEY, &table(u32::try_from(KVM_MAX_CPUID_ENTRIES).unwrap()));

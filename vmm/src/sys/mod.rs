@@ -10,6 +10,7 @@ pub mod open_file;
 pub mod panics;
 pub mod random;
 pub mod signal;
+pub mod start_up;
 pub mod tty;
 pub mod tun;
 pub mod unix;
