@@ -129,6 +129,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         link,
         disks: parts.disks,
         others: parts.others,
+        network: parts.network,
         marks,
         trace,
         vm: ManuallyDrop::new(parts.vm),
@@ -156,6 +157,7 @@ struct Machine {
     link: Link,
     disks: Vec<Arc<Transport>>,
     others: Vec<Arc<Transport>>,
+    network: Option<net::Tally>,
     marks: Arc<Marks>,
     trace: BootTrace,
     /// Never dropped: a process that ends gives its memory back in one go, and to unmap it before has KVM told of every range.
@@ -263,7 +265,9 @@ impl Machine {
         }
         self.console.close();
         self.trace.take(&self.marks);
-        Outcome { end, trace: self.trace, console: self.console.tail().clone(), last_exit }
+        let network = self.network.and_then(|tally| tally.get().cloned()).unwrap_or_default();
+        let console = self.console.tail().clone();
+        Outcome { end, trace: self.trace, console, last_exit, network }
     }
 }
 
