@@ -8,7 +8,7 @@ use clap::Args;
 use openshell_vmm::config::failure::SpecError;
 use openshell_vmm::config::kernel::KernelPlaces;
 use openshell_vmm::config::net::{CardFeature, NetSpec, RingSize};
-use openshell_vmm::config::plan::Plan;
+use openshell_vmm::config::plan::{Plan, runtime_directory};
 use openshell_vmm::config::spec::{
     ConsoleSpec, DiskSpec, MemorySize, Spec, TablesSpec, TimeLimit, TraceFormat, VsockSpec,
 };
@@ -162,7 +162,7 @@ pub(super) fn run<E: Explain>(
     })?;
     let record = spec.result.as_deref().map(Record::open).transpose()?;
     let plan = match open::open(&spec, &KernelPlaces::of_process()) {
-        Ok(plan) => plan,
+        Ok(plan) => Plan { runtime_dir: runtime_directory(), ..plan },
         Err(error) => return Err(not_started(&error, record)),
     };
     trace.mark(Phase::ProcessStart);
@@ -175,7 +175,10 @@ pub(super) fn run<E: Explain>(
     outcome.trace.mark(Phase::Exit);
     match spec.boot_trace {
         None => {}
-        Some(TraceFormat::Text) => super::say(&text::boot_trace(&outcome.trace)),
+        Some(TraceFormat::Text) => {
+            super::say(&text::boot_trace(&outcome.trace));
+            super::say(&text::network(&outcome.network));
+        }
         Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
     }
     if let Some(record) = record {
