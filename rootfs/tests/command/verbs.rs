@@ -133,6 +133,10 @@ fn errors_are_one_line_with_the_thing_and_the_fix() {
     assert!(code == 3 && text.contains("registry.invalid/app:1"), "{text}");
     let (code, text) = error(cache, &["pull", &layout.reference(), "--platform", "linux/s390x"]);
     assert!(code == 1 && text.contains("s390x") && text.contains("amd64"), "{text}");
+    let few = ["pull", &layout.reference(), "--max-metadata", "1K"];
+    let (code, text) = error(cache, &few);
+    assert!(code == 1 && text.contains("limit of 1024 bytes of names"), "{text}");
+    assert!(text.contains("allow more with --max-metadata"), "{text}");
     layout.damage();
     let (code, text) = error(cache, &["pull", &layout.reference()]);
     assert!(code == 1 && text.contains("is damaged") && text.contains("again"), "{text}");
