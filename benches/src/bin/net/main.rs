@@ -4,7 +4,10 @@
 //! here passes or fails by its figures; only work that was not done is an error.
 
 #![expect(clippy::print_stdout, reason = "the table is what was asked for")]
-#![expect(clippy::print_stderr, reason = "a case takes a minute: people want to see that it goes on")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a case takes a minute: people want to see that it goes on"
+)]
 
 mod cases;
 mod process;
@@ -106,7 +109,8 @@ fn measure(arguments: &Arguments) -> Result<()> {
 /// Whether a case was asked for.
 fn wanted(case: &Case, arguments: &Arguments) -> bool {
     let name = case.name.to_lowercase();
-    arguments.case.is_empty() || arguments.case.iter().any(|part| name.contains(&part.to_lowercase()))
+    arguments.case.is_empty()
+        || arguments.case.iter().any(|part| name.contains(&part.to_lowercase()))
 }
 
 fn systems(arguments: &Arguments) -> Result<Vec<System>> {

@@ -138,11 +138,9 @@ impl Rig {
         command.stdout(log.try_clone()?).stderr(log);
         // SAFETY: between fork and exec it makes one system call, which takes numbers only.
         unsafe {
-            command.pre_exec(|| {
-                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(io::Error::last_os_error()),
-                }
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
             });
         }
         self.stack = Some(command.spawn()?);

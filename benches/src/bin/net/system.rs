@@ -29,7 +29,10 @@ pub(crate) struct System {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// `openshell-vmm net`.
-    Ours { program: PathBuf, offloads: bool },
+    Ours {
+        program: PathBuf,
+        offloads: bool,
+    },
     /// passt in its mode for namespaces.
     Pasta(PathBuf),
     Slirp(PathBuf),
@@ -111,7 +114,8 @@ impl System {
                 (program, words)
             }
             Kind::Pasta(program) => {
-                let words = "--config-net --no-netns-quit -f -q -t none -u none -T none -U none --runas 0";
+                let words =
+                    "--config-net --no-netns-quit -f -q -t none -u none -T none -U none --runas 0";
                 let mut words: Vec<String> = words.split(' ').map(str::to_owned).collect();
                 words.extend(["-I".into(), TAP.into(), "-m".into(), mtu.to_string()]);
                 words.extend(["--netns".into(), text(&guest.path())]);
