@@ -10,6 +10,8 @@
 )]
 
 mod cases;
+mod datagrams;
+mod exchanges;
 mod process;
 mod report;
 mod rig;
