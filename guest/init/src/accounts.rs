@@ -105,7 +105,8 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nodd\nbad:x:y:z\n\
         sandbox:x:10001:10002::/sandbox:/bin/sh\n1000:x:7:8::/named:/bin/sh\nlost:x:9:9::relative:\n";
-    const GROUP: &str = "root:x:0:\nwheel:x:10:root,sandbox\nsandbox:x:10002:\nodd:x\ndocker:x:999:other,sandbox\n";
+    const GROUP: &str =
+        "root:x:0:\nwheel:x:10:root,sandbox\nsandbox:x:10002:\nodd:x\ndocker:x:999:other,sandbox\n";
 
     #[track_caller]
     fn check(spec: &str, extra: &[&str], expected: (u32, u32, &[u32], &str)) {
