@@ -16,13 +16,15 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use openshell_usernet::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received};
+use openshell_usernet::sockets::{
+    Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent,
+};
 use openshell_usernet::{FlowId, Sockets};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::config::publish::PublishedPort;
 use crate::memory::Gather;
-use crate::sys::inet::{self, Kind, NumberOption};
+use crate::sys::inet::{self, Kind, MAX_DATAGRAMS, NumberOption};
 
 use super::link::Iovecs;
 use echo::Echo;
@@ -67,7 +69,7 @@ pub struct HostSockets {
     visitors: HashMap<(ForwardId, SocketAddr), FlowId>,
     /// Flows that were given something to read here.
     woken: Vec<FlowId>,
-    /// Where a datagram goes that is longer than those before it.
+    /// Where datagrams go that are longer than those before them. Made when it is needed: its pages are the kernel's until then.
     overflow: Vec<u8>,
     counters: SocketCounters,
 }
@@ -104,7 +106,7 @@ impl HostSockets {
             forwards,
             visitors: HashMap::new(),
             woken: Vec::new(),
-            overflow: vec![0; MAX_DATAGRAM_BYTES],
+            overflow: Vec::new(),
             counters: SocketCounters::default(),
         }
     }
@@ -133,8 +135,6 @@ impl HostSockets {
         self.visitors.clear();
         self.woken.clear();
         self.open = 0;
-        // It is away while it is used, which a panic may have ended.
-        self.overflow.resize(MAX_DATAGRAM_BYTES, 0);
     }
 
     /// Takes a flow that has something to read though its socket says nothing of it.
@@ -168,6 +168,12 @@ impl HostSockets {
             self.forget(&before);
         }
         Ok(())
+    }
+
+    /// It is to be put back; after a panic there is another one.
+    fn take_overflow(&mut self) -> Vec<u8> {
+        let overflow = std::mem::take(&mut self.overflow);
+        if overflow.is_empty() { vec![0; MAX_DATAGRAM_BYTES * MAX_DATAGRAMS] } else { overflow }
     }
 
     fn find(&mut self, flow: FlowId) -> Option<&mut Socket> {
@@ -309,21 +315,12 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         self.accept_datagram(forward, flow)
     }
 
-    fn udp_send(
-        &mut self,
-        flow: FlowId,
-        payload: &P,
-        segment: Option<u16>,
-    ) -> Result<(), HostError> {
-        let mut gather = Gather::new();
-        payload.gather(&mut gather);
-        self.send_datagrams(flow, &gather, segment)
+    fn udp_send(&mut self, flow: FlowId, batch: &[Unsent<P>]) -> Result<(), Unsendable> {
+        self.send_datagrams(flow, batch)
     }
 
     fn udp_send_bytes(&mut self, flow: FlowId, bytes: &[u8]) -> Result<(), HostError> {
-        let mut gather = Gather::new();
-        gather.bytes(bytes);
-        self.send_datagrams(flow, &gather, None)
+        self.send_datagram(flow, bytes)
     }
 
     fn udp_receive(
@@ -331,7 +328,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         flow: FlowId,
         into: &mut [u8],
     ) -> Result<Option<Datagrams>, HostError> {
-        let mut overflow = std::mem::take(&mut self.overflow);
+        let mut overflow = self.take_overflow();
         let received = match self.find(flow) {
             Some(Socket::Udp(udp)) => udp.receive(into, &mut overflow),
             _ => Err(HostError::Other(libc::EBADF)),

@@ -21,7 +21,7 @@ impl HostSockets {
         forward: ForwardId,
         flow: FlowId,
     ) -> Result<Option<SocketAddr>, HostError> {
-        let mut bytes = std::mem::take(&mut self.overflow);
+        let mut bytes = self.take_overflow();
         let accepted = loop {
             match self.next_datagram(forward, flow, &mut bytes) {
                 Ok(Next::Elsewhere) => {}

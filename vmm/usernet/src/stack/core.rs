@@ -28,7 +28,7 @@ pub(super) struct Core<P> {
     secret: SipKey,
     egress: Egress,
     tcp: Tcp<P>,
-    datagrams: Datagrams,
+    datagrams: Datagrams<P>,
     resolver: Resolver,
     /// Published ports where more may wait than was taken.
     crowded: Vec<ForwardId>,
@@ -44,7 +44,7 @@ impl<P: Payload> Core<P> {
         // Each part names its flows in a stretch of its own.
         let datagrams_base = config.bounds.tcp_flows;
         let bounds = config.bounds.datagrams;
-        let resolver_base = datagrams_base + Datagrams::names_needed(&bounds);
+        let resolver_base = datagrams_base + bounds.names_needed();
         let mut datagrams =
             Datagrams::new(&config, bounds, &scene, datagrams_base, secret.derive(2));
         datagrams.replace_search(config.search.clone());
@@ -177,6 +177,7 @@ impl<P: Payload> Core<P> {
         for id in std::mem::take(&mut self.crowded) {
             self.forward_ready(id, turn);
         }
+        self.datagrams.send_out(turn);
         self.resolver.answer(&mut self.datagrams, turn);
         for _ in 0..ROUNDS {
             self.tcp.flush(turn);
