@@ -114,6 +114,16 @@ pub fn set_linger(socket: std::os::fd::RawFd, linger: libc::linger) -> io::Resul
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets so many connections wait at a listener, as far as its namespace does.
+///
+/// # Errors
+/// What the host said.
+pub fn set_backlog(listener: std::os::fd::RawFd, count: u16) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let set = unsafe { libc::listen(listener, count.into()) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Begins to connect to an IPv4 address and does not wait for what becomes of it.
 ///
 /// # Errors

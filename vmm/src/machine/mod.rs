@@ -129,6 +129,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         link,
         disks: parts.disks,
         others: parts.others,
+        network: parts.network,
         marks,
         trace,
         vm: ManuallyDrop::new(parts.vm),
@@ -157,6 +158,7 @@ struct Machine {
     link: Link,
     disks: Vec<Arc<Transport>>,
     others: Vec<Arc<Transport>>,
+    network: Option<net::Tally>,
     marks: Arc<Marks>,
     trace: BootTrace,
     /// Dropped only when there was time to fill its memory: a process that ends gives memory back in one go, and to unmap it
@@ -269,7 +271,9 @@ impl Machine {
             drop(ManuallyDrop::into_inner(self.vm));
         }
         self.trace.take(&self.marks);
-        Outcome { end, trace: self.trace, console: self.console.tail().clone(), last_exit }
+        let network = self.network.and_then(|tally| tally.get().cloned()).unwrap_or_default();
+        let console = self.console.tail().clone();
+        Outcome { end, trace: self.trace, console, last_exit, network }
     }
 }
 

@@ -36,6 +36,8 @@ const UNSENT_BYTES: u32 = 512 << 10;
 /// told at least: a guest whose packets are larger than the socket's first buffer would send none, and the buffer never grow; what the
 /// socket does not take of them is held back.
 const LEAST_SPACE_BYTES: u32 = 16 << 10;
+/// Places of a page.
+const PAGE: usize = 256;
 /// Places of flows; the tables of the stack have fewer.
 const MAX_PLACES: usize = 1 << 17;
 /// Bytes of a datagram.
@@ -58,8 +60,8 @@ pub struct SocketCounters {
 #[derive(Debug)]
 pub struct HostSockets {
     epoll: Arc<Epoll>,
-    /// By the places of flows.
-    places: Vec<Option<Place>>,
+    /// By the places of flows; a page is there from when it is needed. The parts of a stack have flows in stretches far from each other.
+    pages: Vec<Vec<Option<Place>>>,
     open: usize,
     bound: usize,
     /// In bytes: see [`LEAST_SPACE_BYTES`].
@@ -83,8 +85,8 @@ struct Place {
 #[derive(Debug)]
 enum Socket {
     Tcp(OwnedFd),
-    Udp(Udp),
-    Echo(Echo),
+    Udp(Box<Udp>),
+    Echo(Box<Echo>),
 }
 
 impl HostSockets {
@@ -99,7 +101,7 @@ impl HostSockets {
     ) -> Self {
         Self {
             epoll,
-            places: Vec::new(),
+            pages: Vec::new(),
             open: 0,
             bound,
             least_space: LEAST_SPACE_BYTES.max(2 * u32::from(mtu)),
@@ -131,7 +133,7 @@ impl HostSockets {
 
     /// Closes the sockets of all flows; published ports stay.
     pub fn close_all(&mut self) {
-        self.places.clear();
+        self.pages.clear();
         self.visitors.clear();
         self.woken.clear();
         self.open = 0;
@@ -158,11 +160,14 @@ impl HostSockets {
         let event = EpollEvent::new(events, flow.to_bits());
         let fd = socket.fd().as_raw_fd();
         self.epoll.ctl(ControlOperation::Add, fd, event).map_err(|error| told(&error))?;
-        let index = flow.index() as usize;
-        if self.places.len() <= index {
-            self.places.resize_with(index + 1, || None);
+        let (page, at) = (flow.index() as usize / PAGE, flow.index() as usize % PAGE);
+        if self.pages.len() <= page {
+            self.pages.resize_with(page + 1, Vec::new);
         }
-        let before = self.places[index].replace(Place { flow, socket });
+        if self.pages[page].is_empty() {
+            self.pages[page].resize_with(PAGE, || None);
+        }
+        let before = self.pages[page][at].replace(Place { flow, socket });
         self.open += 1;
         if let Some(before) = before {
             self.forget(&before);
@@ -176,8 +181,13 @@ impl HostSockets {
         if overflow.is_empty() { vec![0; MAX_DATAGRAM_BYTES * MAX_DATAGRAMS] } else { overflow }
     }
 
+    fn place(&mut self, flow: FlowId) -> Option<&mut Option<Place>> {
+        let index = flow.index() as usize;
+        self.pages.get_mut(index / PAGE)?.get_mut(index % PAGE)
+    }
+
     fn find(&mut self, flow: FlowId) -> Option<&mut Socket> {
-        let place = self.places.get_mut(flow.index() as usize)?.as_mut()?;
+        let place = self.place(flow)?.as_mut()?;
         (place.flow == flow).then_some(&mut place.socket)
     }
 
@@ -190,7 +200,8 @@ impl HostSockets {
 
     fn forget(&mut self, place: &Place) {
         self.open -= 1;
-        if let Socket::Udp(Udp { visitor: Some(visitor), .. }) = &place.socket
+        if let Socket::Udp(udp) = &place.socket
+            && let Some(visitor) = &udp.visitor
             && self.visitors.get(visitor) == Some(&place.flow)
         {
             self.visitors.remove(visitor);
@@ -304,7 +315,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
             self.count_connect_error(&error);
             told(&error)
         })?;
-        self.keep(flow, Socket::Udp(udp))
+        self.keep(flow, Socket::Udp(Box::new(udp)))
     }
 
     fn udp_accept(
@@ -340,7 +351,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
     fn echo_open(&mut self, flow: FlowId, peer: SocketAddr) -> Result<(), HostError> {
         self.admit(flow)?;
         let echo = Echo::connect(peer).map_err(|error| told(&error))?;
-        self.keep(flow, Socket::Echo(echo))
+        self.keep(flow, Socket::Echo(Box::new(echo)))
     }
 
     fn echo_send(&mut self, flow: FlowId, sequence: u16, data: &[u8]) -> Result<(), HostError> {
@@ -373,7 +384,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         if self.find(flow).is_none() {
             return;
         }
-        let Some(place) = self.places.get_mut(flow.index() as usize).and_then(Option::take) else {
+        let Some(place) = self.place(flow).and_then(Option::take) else {
             return;
         };
         if let (Socket::Tcp(fd), Close::Reset) = (&place.socket, how) {

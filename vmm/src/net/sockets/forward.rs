@@ -70,7 +70,7 @@ impl HostSockets {
         let mut udp = Udp::between(Some(local), peer).map_err(|error| told(&error))?;
         udp.visitor = Some(visitor);
         udp.keep(data);
-        self.keep(flow, Socket::Udp(udp))?;
+        self.keep(flow, Socket::Udp(Box::new(udp)))?;
         self.visitors.insert(visitor, flow);
         Ok(Next::Visitor(peer))
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what does not come from the guest's own addresses goes to no part.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::resolver::Resolver;
@@ -91,6 +91,11 @@ impl<P: Payload> Core<P> {
                 return;
             }
         };
+        if self.goes_no_further(&ip) {
+            turn.counters.hops_exceeded += 1;
+            let quote = Quote::of(&ip, packet, transport);
+            return self.datagrams.delivery().report(Fault::Hops, quote, turn);
+        }
         if ip.protocol == protocol::TCP {
             // TCP never cuts its packets on this link, and speaks to one host at a time.
             if ip.fragment.is_some() || to.is_multicast() {
@@ -105,6 +110,17 @@ impl<P: Payload> Core<P> {
             self.resolver.ask(&query, turn, &mut self.egress);
             self.resolver.answer(&mut self.datagrams, turn);
         }
+    }
+
+    /// Whether a packet of the guest's would have to be passed on, and has no hop left for it.
+    fn goes_no_further(&self, ip: &IpHeader) -> bool {
+        let scene = self.egress.scene();
+        let to = ip.destination;
+        let stays = to.is_multicast()
+            || to == IpAddr::V4(Ipv4Addr::BROADCAST)
+            || matches!(to, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            || scene.in_guest_network(to);
+        ip.hop_limit <= 1 && !stays && self.datagrams.is_guest(ip.source)
     }
 
     fn tcp_segment(
