@@ -176,10 +176,10 @@ impl<'l, R: BufRead> Reader<'l, R> {
                     added.map_err(|fault| self.fault(fault))?;
                 }
                 b'L' => {
-                    pending.name = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec())
+                    pending.name = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec());
                 }
                 b'K' => {
-                    pending.link = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec())
+                    pending.link = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec());
                 }
                 _ => {
                     self.count()?;

@@ -91,7 +91,7 @@ fn refused_entries(entries: &[(&str, u8, &str)], parts: &[&str]) {
 
 #[test]
 fn compressed_zeros() {
-    for program in ["gzip -9", "zstd -19 -q"] {
+    for program in ["gzip -9", "zstd -q"] {
         let ratio = ["archive entry \"zeros\"", "limit of 1000 bytes from one compressed byte"];
         refused(Packed::By(program), &ratio, |out| {
             out.write_all(&header(b"zeros", b'0', 8 << 30, b""))?;

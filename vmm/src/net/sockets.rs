@@ -93,12 +93,7 @@ impl HostSockets {
     /// At most `bound` sockets for a guest with packets of `mtu` bytes, told by `epoll` under [`FlowId::to_bits`], and `forwards`,
     /// which the caller waits for.
     #[must_use]
-    pub fn new(
-        epoll: Arc<Epoll>,
-        bound: usize,
-        mtu: u16,
-        forwards: Vec<PublishedPort>,
-    ) -> Self {
+    pub fn new(epoll: Arc<Epoll>, bound: usize, mtu: u16, forwards: Vec<PublishedPort>) -> Self {
         Self {
             epoll,
             pages: Vec::new(),

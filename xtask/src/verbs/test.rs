@@ -99,7 +99,7 @@ fn unit(filter: Option<&str>) -> Result<()> {
 
 fn images(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Tests)?;
-    let fixtures = Fixtures::with_rootfs()?;
+    let fixtures = Fixtures::for_images()?;
     let programs = ["rootfs", "hostile"].map(binaries::end_to_end);
     for program in programs {
         let mut command = Command::new(program?);

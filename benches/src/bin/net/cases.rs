@@ -119,9 +119,7 @@ impl Case {
             }
             Load::RoundTrips | Load::Connections => system.name != PLAIN,
             Load::Streams(_) => !bare,
-            Load::Datagrams { .. } | Load::BlackHoles | Load::Idle => {
-                !bare && system.name != PLAIN
-            }
+            Load::Datagrams { .. } | Load::BlackHoles | Load::Idle => !bare && system.name != PLAIN,
         }
     }
 

@@ -53,9 +53,8 @@ fn about(document: &Document) -> impl Iterator<Item = &Series> {
 
 /// The other figures of the same case and system.
 fn others(document: &Document, main: &Series) -> String {
-    let same = |it: &&Series| {
-        it.case == main.case && it.system == main.system && it.figure != main.figure
-    };
+    let same =
+        |it: &&Series| it.case == main.case && it.system == main.system && it.figure != main.figure;
     let each = document.series.iter().filter(same).map(|it| {
         let median = median(&it.samples).unwrap_or(f64::NAN);
         format!("{} {} {}", it.figure, short(median), it.unit)
