@@ -206,9 +206,10 @@ impl Host {
         if let Some(addresses) = &addresses {
             watch(addresses.as_fd().as_raw_fd(), kind::ADDRESSES, 0, EventSet::IN)?;
         }
+        let mtu = setup.config.mtu;
         let host = Self {
             config: setup.config,
-            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, setup.ports),
+            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, mtu, setup.ports),
             epoll,
             commands,
             bell: Arc::clone(&bell),

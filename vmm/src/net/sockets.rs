@@ -32,7 +32,9 @@ use udp::Udp;
 
 /// Bytes that wait in a socket unsent before it takes no more: a tenth of a second at 40 Mb/s, and enough for one that is faster.
 const UNSENT_BYTES: u32 = 512 << 10;
-/// The least send space that is told of a writable socket, in bytes: it takes a whole buffer more than its bound.
+/// The least send space that is told of a writable socket, in bytes: it takes a whole buffer more than its bound. Two packets are
+/// told at least: a guest whose packets are larger than the socket's first buffer would send none, and the buffer never grow; what the
+/// socket does not take of them is held back.
 const LEAST_SPACE_BYTES: u32 = 16 << 10;
 /// Places of a page.
 const PAGE: usize = 256;
@@ -62,6 +64,8 @@ pub struct HostSockets {
     pages: Vec<Vec<Option<Place>>>,
     open: usize,
     bound: usize,
+    /// In bytes: see [`LEAST_SPACE_BYTES`].
+    least_space: u32,
     forwards: Vec<PublishedPort>,
     /// Who has a socket of its own at a published UDP port.
     visitors: HashMap<(ForwardId, SocketAddr), FlowId>,
@@ -86,14 +90,16 @@ enum Socket {
 }
 
 impl HostSockets {
-    /// At most `bound` sockets, told by `epoll` under [`FlowId::to_bits`], and `forwards`, which the caller waits for.
+    /// At most `bound` sockets for a guest with packets of `mtu` bytes, told by `epoll` under [`FlowId::to_bits`], and `forwards`,
+    /// which the caller waits for.
     #[must_use]
-    pub fn new(epoll: Arc<Epoll>, bound: usize, forwards: Vec<PublishedPort>) -> Self {
+    pub fn new(epoll: Arc<Epoll>, bound: usize, mtu: u16, forwards: Vec<PublishedPort>) -> Self {
         Self {
             epoll,
             pages: Vec::new(),
             open: 0,
             bound,
+            least_space: LEAST_SPACE_BYTES.max(2 * u32::from(mtu)),
             forwards,
             visitors: HashMap::new(),
             woken: Vec::new(),
@@ -288,7 +294,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         if !writable && !inet::ask_writable(socket) {
             return 0;
         }
-        space.max(LEAST_SPACE_BYTES) as usize
+        space.max(self.least_space) as usize
     }
 
     fn tcp_shutdown_write(&mut self, flow: FlowId) {

@@ -44,7 +44,7 @@ struct Bench {
 impl Bench {
     fn new(bound: usize, forwards: Vec<PublishedPort>) -> Self {
         let epoll = Arc::new(Epoll::new().unwrap());
-        Self { sockets: HostSockets::new(Arc::clone(&epoll), bound, forwards), epoll }
+        Self { sockets: HostSockets::new(Arc::clone(&epoll), bound, 1500, forwards), epoll }
     }
 
     fn io(&mut self) -> &mut dyn Sockets<Plain> {
