@@ -106,7 +106,7 @@ impl Children {
     fn reap(&self) {
         let mut waiting = self.lock();
         loop {
-            match wait( WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let exit = exit(status.exit_status(), status.terminating_signal());
                     if let Some(tell) = waiting.remove(&pid) {
@@ -128,7 +128,9 @@ impl Children {
 fn exit(code: Option<i32>, signal: Option<i32>) -> Exit {
     match (code, signal) {
         (_, Some(signal)) => Exit::Signal(signal),
-        (code, None) => Exit::Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX)),
+        (code, None) => {
+            Exit::Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+        }
     }
 }
 

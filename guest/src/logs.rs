@@ -133,10 +133,12 @@ impl Lines {
         while self.pending.len() < BATCH {
             let line = match self.since {
                 None => self.receiver.recv().await,
-                Some(since) => match tokio::time::timeout_at(since + BATCH_TIME, self.receiver.recv()).await {
-                    Ok(line) => line,
-                    Err(_) => break,
-                },
+                Some(since) => {
+                    match tokio::time::timeout_at(since + BATCH_TIME, self.receiver.recv()).await {
+                        Ok(line) => line,
+                        Err(_) => break,
+                    }
+                }
             };
             match line {
                 Some(line) => self.pending.push(line),

@@ -10,10 +10,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openshell_proto::v1::supervisor_message::Payload as Ours;
 use openshell_proto::v1::gateway_message::Payload as Theirs;
+use openshell_proto::v1::supervisor_message::Payload as Ours;
 use openshell_proto::v1::{
-    GatewayMessage, RelayOpen, RelayOpenResult, SessionAccepted, SupervisorHeartbeat, SupervisorHello, SupervisorMessage,
+    GatewayMessage, RelayOpen, RelayOpenResult, SessionAccepted, SupervisorHeartbeat,
+    SupervisorHello, SupervisorMessage,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
