@@ -133,10 +133,12 @@ impl Lines {
         while self.pending.len() < BATCH {
             let line = match self.since {
                 None => self.receiver.recv().await,
-                Some(since) => match tokio::time::timeout_at(since + BATCH_TIME, self.receiver.recv()).await {
-                    Ok(line) => line,
-                    Err(_) => break,
-                },
+                Some(since) => {
+                    match tokio::time::timeout_at(since + BATCH_TIME, self.receiver.recv()).await {
+                        Ok(line) => line,
+                        Err(_) => break,
+                    }
+                }
             };
             match line {
                 Some(line) => self.pending.push(line),
@@ -195,7 +197,7 @@ mod tests {
         }
         assert_eq!(lines, ["one", "two", "[1mbold[0m"]);
         cutter.cut(&vec![b'x'; 3 * LINE_MAX], |line| lines.push(line));
-        assert_eq!(lines.len(), 5);
+        assert_eq!(lines.len(), 6);
         assert!(lines.iter().all(|line| line.len() <= LINE_MAX));
     }
 

@@ -27,12 +27,12 @@ fn main() -> ExitCode {
 fn run() -> Result<u8, Box<dyn std::error::Error>> {
     let variables = std::env::vars_os();
     // What is not text cannot be a setting, and does not reach the sandbox.
-    let text = variables.filter_map(|(name, value)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
-    });
+    let text = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let settings = Settings::read(text, std::env::args().skip(1))?;
     // Two threads: one encrypts for SSH while the other does for the gateway.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(supervise::run(settings))?;
     runtime.shutdown_background();
     Ok(code)

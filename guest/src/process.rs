@@ -121,7 +121,8 @@ impl Sandbox {
         program: &Program,
         size: Option<Size>,
     ) -> Result<(Child, Streams), StartError> {
-        let (name, args) = program.words.split_first().ok_or(StartError::NotFound(String::new()))?;
+        let (name, args) =
+            program.words.split_first().ok_or(StartError::NotFound(String::new()))?;
         let mut variables = self.environment.clone();
         variables.extend(program.variables.iter().cloned());
         let directory = match &program.directory {
@@ -135,7 +136,8 @@ impl Sandbox {
             }
         }
         let path = variables.get("PATH").map_or("", String::as_str);
-        let found = candidates(name, path).into_iter().find(|place| is_file(&directory.join(place)));
+        let found =
+            candidates(name, path).into_iter().find(|place| is_file(&directory.join(place)));
         let found = found.ok_or_else(|| StartError::NotFound(name.clone()))?;
         let mut command = Command::new(&found);
         command.arg0(program.name.as_ref().unwrap_or(name)).args(args);
@@ -238,7 +240,9 @@ pub(crate) mod tests {
 
     async fn output(sandbox: &Sandbox, program: &Program) -> (String, Exit) {
         let (mut child, streams) = sandbox.start(program, None).unwrap();
-        let Streams::Pipes { mut output, .. } = streams else { panic!("no terminal was asked for") };
+        let Streams::Pipes { mut output, .. } = streams else {
+            panic!("no terminal was asked for")
+        };
         let mut text = String::new();
         output.read_to_string(&mut text).await.unwrap();
         (text, child.wait().await)
@@ -259,7 +263,8 @@ pub(crate) mod tests {
         let program = sandbox.command("cd /usr && A='x y' env", Vec::new()).unwrap();
         let (text, exit) = output(&sandbox, &program).await;
         assert!(text.contains("A=x y\n") && exit == Exit::Code(0), "{text}");
-        let (text, _) = output(&sandbox, &sandbox.command("cd /usr && pwd", Vec::new()).unwrap()).await;
+        let (text, _) =
+            output(&sandbox, &sandbox.command("cd /usr && pwd", Vec::new()).unwrap()).await;
         assert_eq!(text, "/usr\n");
         assert!(sandbox.command("a | b", Vec::new()).is_none());
         assert!(sandbox.login(Vec::new()).is_none());

@@ -67,7 +67,10 @@ impl Pty {
     /// What the kernel says.
     pub fn resize(&self, size: Size) -> io::Result<()> {
         let (ws_col, ws_row) = (size.columns, size.rows);
-        Ok(tcsetwinsize(self.user.get_ref(), Winsize { ws_col, ws_row, ws_xpixel: 0, ws_ypixel: 0 })?)
+        Ok(tcsetwinsize(
+            self.user.get_ref(),
+            Winsize { ws_col, ws_row, ws_xpixel: 0, ws_ypixel: 0 },
+        )?)
     }
 
     /// Reads what programs wrote; 0 when nobody has the terminal open any more.

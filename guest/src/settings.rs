@@ -133,7 +133,8 @@ impl Settings {
             sandbox_id: need("OPENSHELL_SANDBOX_ID")?,
             token,
             tls: tls.transpose()?,
-            ssh_socket: text("OPENSHELL_SSH_SOCKET_PATH").map_or(DEFAULT_SOCKET.into(), PathBuf::from),
+            ssh_socket: text("OPENSHELL_SSH_SOCKET_PATH")
+                .map_or(DEFAULT_SOCKET.into(), PathBuf::from),
             main,
             workdir: workdir(args)?,
             environment: environment(&all)?,
@@ -151,9 +152,7 @@ impl MainSpec {
 }
 
 /// The environment of the sandbox's processes: what the user gave, over what is set here without being ours.
-fn environment(
-    all: &BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>, SettingsError> {
+fn environment(all: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, SettingsError> {
     let name = "OPENSHELL_USER_ENVIRONMENT";
     let mut found: BTreeMap<String, String> =
         all.iter().filter(|(name, _)| !name.starts_with(OWN)).map(clone).collect();
@@ -292,8 +291,12 @@ mod tests {
     fn https_needs_its_files() {
         let https = ("OPENSHELL_ENDPOINT", "https://h:1");
         assert_eq!(with(&[https], &[]), Err(SettingsError::Missing("OPENSHELL_TLS_CA")));
-        let files =
-            [https, ("OPENSHELL_TLS_CA", "/a"), ("OPENSHELL_TLS_CERT", "/b"), ("OPENSHELL_TLS_KEY", "/c")];
+        let files = [
+            https,
+            ("OPENSHELL_TLS_CA", "/a"),
+            ("OPENSHELL_TLS_CERT", "/b"),
+            ("OPENSHELL_TLS_KEY", "/c"),
+        ];
         assert_eq!(with(&files, &[]).unwrap().tls.unwrap().key, PathBuf::from("/c"));
     }
 

@@ -91,9 +91,11 @@ pub async fn run(settings: Settings) -> Result<u8, SuperviseError> {
     let policy = policy(&client, &settings, &log).await?;
     tokio::spawn(keep_fresh(client.clone(), token.clone(), refresh, log.clone()));
     let sandbox = sandbox(&settings, policy.as_ref(), children)?;
-    let listener = ssh::listen(&settings.ssh_socket).map_err(own("the SSH socket cannot be made"))?;
+    let listener =
+        ssh::listen(&settings.ssh_socket).map_err(own("the SSH socket cannot be made"))?;
     let instance_id = instance_id().map_err(own("no random numbers"))?;
-    let report = Report { client, sandbox_id: settings.sandbox_id.clone(), instance_id, log: log.clone() };
+    let report =
+        Report { client, sandbox_id: settings.sandbox_id.clone(), instance_id, log: log.clone() };
     let main = match start_main(&sandbox, &settings, &log) {
         Ok(main) => Arc::new(main),
         Err(code) => {
@@ -200,8 +202,8 @@ fn sandbox(
 ) -> Result<Sandbox, SuperviseError> {
     let process = policy.and_then(|policy| policy.process.as_ref());
     let named = |name: Option<&String>| name.filter(|name| !name.is_empty()).cloned();
-    let mut user = named(process.map(|process| &process.run_as_user))
-        .unwrap_or_else(|| settings.user.clone());
+    let mut user =
+        named(process.map(|process| &process.run_as_user)).unwrap_or_else(|| settings.user.clone());
     if let Some(group) = named(process.map(|process| &process.run_as_group)) {
         // A group of the user's own name is what the user has anyway, and may be missing under that name.
         if group != user {
@@ -213,8 +215,7 @@ fn sandbox(
         String::from_utf8_lossy(bytes.get(..ACCOUNT_BYTES).unwrap_or(&bytes)).into_owned()
     };
     let (passwd, group) = (read("/etc/passwd"), read("/etc/group"));
-    let identity =
-        accounts::resolve(&user, &[], &passwd, &group).map_err(SuperviseError::User)?;
+    let identity = accounts::resolve(&user, &[], &passwd, &group).map_err(SuperviseError::User)?;
     let mut environment = settings.environment.clone();
     let name = user.split(':').next().unwrap_or_default();
     for (variable, value) in [
@@ -329,7 +330,9 @@ mod tests {
     #[test]
     fn only_codes_that_may_pass_are_tried_again() {
         assert!(may_pass(Code::Unavailable) && may_pass(Code::Unknown));
-        for code in [Code::NotFound, Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument] {
+        for code in
+            [Code::NotFound, Code::PermissionDenied, Code::Unauthenticated, Code::InvalidArgument]
+        {
             assert!(!may_pass(code), "{code}");
         }
     }

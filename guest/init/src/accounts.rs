@@ -140,7 +140,10 @@ mod tests {
     #[test]
     fn the_shell_is_the_accounts() {
         let shell = |spec| resolve(spec, &[], PASSWD, GROUP).unwrap().shell;
-        assert_eq!((shell("sandbox"), shell("lost"), shell("4711")), ("/bin/sh".into(), String::new(), String::new()));
+        assert_eq!(
+            (shell("sandbox"), shell("lost"), shell("4711")),
+            ("/bin/sh".into(), String::new(), String::new())
+        );
     }
 
     #[test]

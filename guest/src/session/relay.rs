@@ -42,7 +42,9 @@ pub(super) async fn connect(target: Option<&Target>, ssh: &Path) -> io::Result<L
             Some(Target::Tcp(target)) => tcp(target).await.map(Local::Tcp),
         }
     };
-    tokio::time::timeout(CONNECT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(CONNECT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn tcp(target: &TcpRelayTarget) -> io::Result<TcpStream> {
@@ -81,7 +83,8 @@ async fn both_ways(
     drop(frames.try_send(init));
     let call = client.relay_stream(ReceiverStream::new(outgoing));
     let answered = tokio::time::timeout(ANSWER, call).await;
-    let answer = answered.map_err(|_| Status::deadline_exceeded("no answer to the relay stream"))?;
+    let answer =
+        answered.map_err(|_| Status::deadline_exceeded("no answer to the relay stream"))?;
     let mut incoming = answer?.into_inner();
     let down = async {
         let mut open = true;

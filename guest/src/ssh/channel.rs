@@ -80,8 +80,7 @@ pub(super) async fn serve(channel: Channel<Msg>, handle: Handle, context: &Conte
                     return attach(&context.main, asked.size, read, &write).await;
                 }
             }
-            ChannelMsg::AgentForward { want_reply }
-            | ChannelMsg::RequestX11 { want_reply, .. } => {
+            ChannelMsg::AgentForward { want_reply } | ChannelMsg::RequestX11 { want_reply, .. } => {
                 reply(&handle, id, want_reply, false).await;
             }
             ChannelMsg::Close => return,

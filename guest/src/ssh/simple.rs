@@ -17,7 +17,10 @@ pub struct Simple {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
     /// A word, and how many characters of it at its start were not quoted.
-    Word { text: String, plain: usize },
+    Word {
+        text: String,
+        plain: usize,
+    },
     And,
 }
 
@@ -168,8 +171,27 @@ mod tests {
     #[test]
     fn what_needs_a_shell_is_refused() {
         for text in [
-            "", "  ", "a | b", "a; b", "a && b", "a &", "a > f", "echo $A", "echo \"$A\"", "echo `a`",
-            "echo *", "echo ~", "(a)", "a 'b", "a \\", "exit 3", "cd /x", "A=1", "cd - && ls", "# x", "A=~ x",
+            "",
+            "  ",
+            "a | b",
+            "a; b",
+            "a && b",
+            "a &",
+            "a > f",
+            "echo $A",
+            "echo \"$A\"",
+            "echo `a`",
+            "echo *",
+            "echo ~",
+            "(a)",
+            "a 'b",
+            "a \\",
+            "exit 3",
+            "cd /x",
+            "A=1",
+            "cd - && ls",
+            "# x",
+            "A=~ x",
         ] {
             assert_eq!(parse(text), None, "{text}");
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use russh::client::{self, AuthResult};
 use russh::{ChannelMsg, Sig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -192,7 +192,10 @@ async fn a_signal_reaches_the_process() {
     let server = Server::start();
     let client = server.client().await;
     let mut channel = client.channel_open_session().await.unwrap();
-    channel.exec(true, "trap 'echo caught; exit 3' INT; echo up; while :; do sleep 0.05; done").await.unwrap();
+    channel
+        .exec(true, "trap 'echo caught; exit 3' INT; echo up; while :; do sleep 0.05; done")
+        .await
+        .unwrap();
     let mut seen = Vec::new();
     while !seen.starts_with(b"up") {
         if let Some(ChannelMsg::Data { data }) = channel.wait().await {
@@ -266,7 +269,10 @@ async fn connections_reach_the_loopback_only() {
     channel.eof().await.unwrap();
     assert!(to_the_end(&mut channel).await.output == bytes);
     for (host, port) in [("localhost", 1), ("10.0.0.1", u32::from(port)), ("localhost", 70_000)] {
-        assert!(client.channel_open_direct_tcpip(host, port, "x", 1).await.is_err(), "{host}:{port}");
+        assert!(
+            client.channel_open_direct_tcpip(host, port, "x", 1).await.is_err(),
+            "{host}:{port}"
+        );
     }
 }
 

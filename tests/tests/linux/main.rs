@@ -16,6 +16,8 @@ mod ends;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+mod image;
+#[cfg(test)]
 mod net;
 #[cfg(test)]
 mod overlay;

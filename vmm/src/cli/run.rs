@@ -8,7 +8,7 @@ use clap::Args;
 use openshell_vmm::config::failure::SpecError;
 use openshell_vmm::config::kernel::KernelPlaces;
 use openshell_vmm::config::net::{CardFeature, NetSpec, RingSize};
-use openshell_vmm::config::plan::Plan;
+use openshell_vmm::config::plan::{Plan, runtime_directory};
 use openshell_vmm::config::spec::{
     ConsoleSpec, DiskSpec, MemorySize, Spec, TablesSpec, TimeLimit, TraceFormat, VsockSpec,
 };
@@ -161,8 +161,10 @@ pub(super) fn run<E: Explain>(
         not_started(&error, record)
     })?;
     let record = spec.result.as_deref().map(Record::open).transpose()?;
-    let plan = match open::open(&spec, &KernelPlaces::of_process()) {
-        Ok(plan) => plan,
+    // A kernel that is named is not looked for.
+    let places = spec.kernel.is_none().then(KernelPlaces::of_process).unwrap_or_default();
+    let plan = match open::open(&spec, &places) {
+        Ok(plan) => Plan { runtime_dir: runtime_directory(), ..plan },
         Err(error) => return Err(not_started(&error, record)),
     };
     trace.mark(Phase::ProcessStart);

@@ -43,7 +43,7 @@ const DEFAULT_MEMORY_BYTES: u64 = 512 << 20;
 const DEFAULT_GUEST_CID: u64 = *VsockPlan::GUEST_CIDS.start();
 
 /// Opens everything that `spec` names but [`Spec::result`], which was opened with [`result`] before, so that a refusal can be
-/// told there. [`Spec::boot_trace`] is left for the caller.
+/// told there. [`Spec::boot_trace`] and [`Plan::runtime_dir`] are left for the caller.
 ///
 /// # Errors
 /// [`PlanError`] names the first thing that cannot be had. What was opened is closed again.
@@ -95,6 +95,7 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
         timeout,
         seccomp: spec.seccomp.unwrap_or(true),
         tables: spec.tables.map_or(Tables::Auto, Tables::from),
+        runtime_dir: None,
     })
 }
 

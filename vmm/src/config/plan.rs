@@ -3,6 +3,7 @@
 //! Invariant: nothing in a [`Plan`] can be refused later because of what the user wrote; building it fails only when the
 //! host does.
 
+use std::env;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use super::net::{CardFeature, MacAddress, Mtu, RingSize};
 use super::net_plan::HostPlan;
-use crate::sys::unix;
+use crate::sys::{unix, user};
 
 /// A machine to build.
 #[derive(Debug)]
@@ -40,6 +41,16 @@ pub struct Plan {
     pub seccomp: bool,
     /// How the guest finds its devices.
     pub tables: Tables,
+    /// Where small things are kept until the host's next boot; nothing is kept without it. See [`runtime_directory`].
+    pub runtime_dir: Option<PathBuf>,
+}
+
+/// The user's directory for what does not outlive a boot: `openshell-vmm` in `$XDG_RUNTIME_DIR`, or in `/run` for root.
+#[must_use]
+pub fn runtime_directory() -> Option<PathBuf> {
+    let named = env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    let system = || (user::effective_id() == 0).then(|| PathBuf::from("/run"));
+    Some(named.or_else(system)?.join("openshell-vmm"))
 }
 
 /// A file opened for reading, with the name to use in messages.

@@ -2,10 +2,13 @@
 //!
 //! Invariant: for the same host and the same index the result is the same, so that a snapshot's processor can be made again.
 
+use std::path::Path;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use super::{KvmError, call};
+use super::kept::{self, Key};
+use super::{DEVICE, KvmError, call};
 
 const ECX1_VMX: u32 = 1 << 5;
 const ECX1_PDCM: u32 = 1 << 15;
@@ -21,12 +24,22 @@ const CACHE_LINE_QUADWORDS: u32 = 8;
 const TOPOLOGY_SMT: u32 = 1;
 const TOPOLOGY_CORE: u32 = 2;
 
-/// What KVM can offer on this host.
+/// What KVM can offer on this host, as it says or as it is kept in the directory `kept` since it last said so.
 ///
 /// # Errors
 /// [`KvmError::Call`].
-pub(super) fn supported(kvm: &Kvm) -> Result<CpuId, KvmError> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))
+pub(super) fn supported(kvm: &Kvm, kept: Option<&Path>) -> Result<CpuId, KvmError> {
+    let kept = kept.and_then(|directory| Some((directory, Key::of(Path::new(DEVICE)).ok()?)));
+    if let Some(table) = kept.and_then(|(directory, key)| kept::read(directory, &key)) {
+        return Ok(table);
+    }
+    let table =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+    if let Some((directory, key)) = kept {
+        // The next run asks KVM again.
+        drop(kept::write(directory, &key, &table));
+    }
+    Ok(table)
 }
 
 /// The table of processor `index` of `count`: one socket of `count` single-threaded cores.

@@ -4,6 +4,7 @@
 //! other way round costs one or two scheduler ticks per slot on current kernels. There is never a PIT.
 
 mod cpuid;
+mod kept;
 mod msrs;
 mod vm;
 
@@ -14,6 +15,8 @@ use kvm_ioctls::{Cap, Kvm};
 pub(crate) use vm::BareVm;
 pub use vm::{Registers, Vcpu, Vm};
 
+/// What [`Host::open`] opens.
+const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 
 /// What the VMM cannot do without, and the name that the kernel's documentation gives it.

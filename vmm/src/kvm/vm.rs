@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "KVM is told host addresses of guest memory here")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -79,18 +80,24 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes the machine: memory slots first, then the in-kernel PIC, I/O APIC and local APICs.
+    /// Makes the machine: memory slots first, then the in-kernel PIC, I/O APIC and local APICs. What KVM says of the host's
+    /// processor is kept in the directory `kept`.
     ///
     /// # Errors
     /// [`KvmError::TooManyVcpus`], [`KvmError::Call`].
-    pub fn new(host: &Host, ram: Arc<GuestRam>, cpus: u8) -> Result<Self, KvmError> {
+    pub fn new(
+        host: &Host,
+        ram: Arc<GuestRam>,
+        cpus: u8,
+        kept: Option<&Path>,
+    ) -> Result<Self, KvmError> {
         let max = host.kvm().get_max_vcpus();
         if usize::from(cpus) > max {
             return Err(KvmError::TooManyVcpus { wanted: cpus, max });
         }
         let bare = BareVm::new(host.kvm(), ram)?;
         bare.fd.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-        let cpuid = cpuid::supported(host.kvm())?;
+        let cpuid = cpuid::supported(host.kvm(), kept)?;
         // SAFETY: the descriptor is open as long as `bare` is.
         let linger = Linger::of(unsafe { BorrowedFd::borrow_raw(bare.fd.as_raw_fd()) });
         Ok(Self { bare, cpuid, _linger: linger })

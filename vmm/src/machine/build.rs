@@ -127,7 +127,8 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
     let ram = GuestRam::anonymous(&layout::ram_ranges(plan.memory_bytes))
         .map(Arc::new)
         .map_err(BuildError::Memory)?;
-    let vm = Vm::new(&host, Arc::clone(&ram), plan.cpus).map_err(BuildError::Kvm)?;
+    let vm = Vm::new(&host, Arc::clone(&ram), plan.cpus, plan.runtime_dir.as_deref())
+        .map_err(BuildError::Kvm)?;
     marks.stamp(Phase::Memory);
 
     let root_read_only = plan.disks.first().map(|disk| disk.read_only);

@@ -9,6 +9,7 @@ mod console;
 mod net;
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -22,8 +23,10 @@ use crate::config::plan::Plan;
 use crate::event::Waiter;
 use crate::explain::Explain;
 use crate::jail::{Jail, Role};
+use crate::kvm::{Vcpu, Vm};
 use crate::report::{End, Outcome};
 use crate::sys::signal::EndingSignals;
+use crate::sys::start_up;
 use crate::trace::{BootTrace, Marks};
 use crate::vcpu::exit::Fault;
 use crate::vcpu::{Ending, Handle, Link, Report};
@@ -34,7 +37,8 @@ use console::Console;
 
 /// How often idle processors are looked at for having halted for good.
 const HALT_CHECK: Duration = Duration::from_secs(1);
-/// When the first look is: a boot is over by then, and what the guest does next gains from huge pages.
+/// When the first look is: a boot is over by then, what the guest does next gains from huge pages, and what only the start
+/// needed can go.
 const FIRST_CHECK: Duration = Duration::from_millis(250);
 
 /// Why a machine could not be run.
@@ -96,7 +100,8 @@ impl Explain for MachineError {
 
 /// Builds the machine of `plan` and runs it until it ends, completing `trace` on the way.
 ///
-/// Blocks the signals that end the process on the calling thread.
+/// Blocks the signals that end the process on the calling thread. For a process that ends soon after: the guest's memory
+/// stays mapped until then.
 ///
 /// # Errors
 /// [`MachineError`] when the machine can't be built or the host refuses it something; how a guest ends is never an error.
@@ -126,7 +131,7 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         others: parts.others,
         marks,
         trace,
-        vm: parts.vm,
+        vm: ManuallyDrop::new(parts.vm),
     };
     let mut timers = machine.watch(timeout).map_err(host("watch for events"))?;
     machine.start(parts.vcpus, jail)?;
@@ -153,7 +158,8 @@ struct Machine {
     others: Vec<Arc<Transport>>,
     marks: Arc<Marks>,
     trace: BootTrace,
-    vm: crate::kvm::Vm,
+    /// Never dropped: a process that ends gives its memory back in one go, and to unmap it before has KVM told of every range.
+    vm: ManuallyDrop<Vm>,
 }
 
 /// The event loop's own timers.
@@ -177,7 +183,7 @@ impl Machine {
         Ok(Timers { halt_check, _deadline: deadline })
     }
 
-    fn start(&mut self, vcpus: Vec<crate::kvm::Vcpu>, jail: Jail) -> Result<(), MachineError> {
+    fn start(&mut self, vcpus: Vec<Vcpu>, jail: Jail) -> Result<(), MachineError> {
         for (index, vcpu) in (0u8..).zip(vcpus) {
             let handle = Handle::start(index, vcpu, self.link.clone(), jail)
                 .map_err(host("start a vCPU thread"))?;
@@ -190,7 +196,7 @@ impl Machine {
     fn serve(&mut self, timers: &mut Timers) -> Result<(End, Option<String>), MachineError> {
         self.console.offer_input(&self.waiter);
         let mut halts = HaltWatch::default();
-        let mut huge_pages = false;
+        let mut settled = false;
         let mut ready = Vec::new();
         loop {
             self.waiter.wait(&mut ready).map_err(host("wait for events"))?;
@@ -214,9 +220,10 @@ impl Machine {
                     }
                     Token::HaltCheck => {
                         timers.halt_check.wait().ok();
-                        if !huge_pages {
+                        if !settled {
                             self.vm.ram().allow_huge_pages();
-                            huge_pages = true;
+                            start_up::release();
+                            settled = true;
                         }
                         if halts.check(&self.handles, &self.link) {
                             return Ok((End::Halted, None));

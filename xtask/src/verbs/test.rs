@@ -109,9 +109,8 @@ fn net(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Net)?;
     let fixtures = Fixtures::with_command()?;
     let program = binaries::end_to_end("net")?;
-    let root = cmd::output(Command::new("id").arg("-u"))? == b"0\n";
     // Without root the tests are root in a user namespace of their own, where they may make network namespaces.
-    let mut command = if root {
+    let mut command = if setup::is_root()? {
         Command::new(program)
     } else {
         let mut command = Command::new("unshare");
