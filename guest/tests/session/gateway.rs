@@ -18,7 +18,22 @@ use openshell_proto::v1::open_shell_server::{OpenShell, OpenShellServer};
 use openshell_proto::v1::relay_frame::Payload;
 use openshell_proto::v1::relay_open::Target;
 use openshell_proto::v1::supervisor_message::Payload as Ours;
-use openshell_proto::v1::*;
+use openshell_proto::v1::{
+    CreateSandboxRequest, CreateSshSessionRequest, CreateSshSessionResponse, DeleteSandboxRequest,
+    DeleteSandboxResponse, ExecSandboxEvent, ExecSandboxInput, ExecSandboxRequest, GatewayMessage,
+    GetCurrentUserRequest, GetCurrentUserResponse, GetGatewayInfoRequest, GetGatewayInfoResponse,
+    GetSandboxLogsRequest, GetSandboxLogsResponse, GetSandboxProviderEnvironmentRequest,
+    GetSandboxProviderEnvironmentResponse, GetSandboxRequest, HealthRequest, HealthResponse,
+    IssueSandboxTokenRequest, IssueSandboxTokenResponse, ListSandboxesRequest,
+    ListSandboxesResponse, PushSandboxLogsRequest, PushSandboxLogsResponse,
+    RefreshSandboxTokenRequest, RefreshSandboxTokenResponse, RelayFrame, RelayOpen,
+    ReportMainProcessExitRequest, ReportMainProcessExitResponse, ReportPolicyStatusRequest,
+    ReportPolicyStatusResponse, RevokeSshSessionRequest, RevokeSshSessionResponse, SandboxLogLine,
+    SandboxResponse, SandboxStreamEvent, SessionAccepted, SessionRejected, StartSandboxRequest,
+    StopSandboxRequest, SubmitPolicyAnalysisRequest, SubmitPolicyAnalysisResponse, SupervisorHello,
+    SupervisorMessage, TcpForwardFrame, UpdateConfigRequest, UpdateConfigResponse,
+    WatchSandboxRequest,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};

@@ -77,7 +77,7 @@ async fn echo() -> u32 {
 }
 
 fn pattern(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 253) as u8).collect()
+    (0..len).map(|n| (n % 253).to_le_bytes()[0]).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
