@@ -87,10 +87,10 @@ pub(crate) struct Cli {
     /// Taken and not used
     #[arg(long, env = "OPENSHELL_VM_GPU_VCPUS", default_value_t = 4, value_name = "N")]
     gpu_vcpus: u32,
-    /// User that `/sandbox` belongs to
+    /// Number of the user `sandbox`, in images that have none
     #[arg(long, env = "OPENSHELL_VM_SANDBOX_UID", default_value_t = 10001, value_name = "UID")]
     sandbox_uid: u32,
-    /// Group that `/sandbox` belongs to
+    /// Number of the group `sandbox`, in images that have none
     #[arg(long, env = "OPENSHELL_VM_SANDBOX_GID", default_value_t = 10001, value_name = "GID")]
     sandbox_gid: u32,
     #[command(flatten)]
@@ -226,7 +226,6 @@ impl Cli {
             host: Host::probe(),
             overlay_bytes: self.overlay_disk_mib << 20,
             gpu: self.gpu,
-            owner: (self.sandbox_uid, self.sandbox_gid),
             log_level: self.level().to_string().to_ascii_lowercase(),
             telemetry: env::var("OPENSHELL_TELEMETRY_ENABLED")
                 .is_ok_and(|value| matches!(value.as_str(), "1" | "true")),
@@ -280,6 +279,7 @@ impl Cli {
             vmm: self.find(own.vmm_bin.as_deref(), "openshell-vmm", "--vmm-bin")?,
             rootfs: self.find(own.rootfs_bin.as_deref(), "openshell-rootfs", "--rootfs-bin")?,
             launcher: "/proc/self/exe".into(),
+            sandbox_user: (self.sandbox_uid, self.sandbox_gid),
             tools,
             kernel,
             net_policy: policy.map(|policy| absolute(&policy)).transpose()?,

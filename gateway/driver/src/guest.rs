@@ -74,8 +74,6 @@ pub(crate) struct Guest<'a> {
     pub(crate) environment: &'a BTreeMap<String, String>,
     pub(crate) command: &'a [String],
     pub(crate) tty: bool,
-    /// User and group of `/sandbox`.
-    pub(crate) owner: (u32, u32),
     pub(crate) supervisor: &'a str,
 }
 
@@ -119,7 +117,8 @@ impl Guest<'_> {
             ],
             "directories": [{
                 "path": "/sandbox",
-                "owner": format!("{}:{}", self.owner.0, self.owner.1),
+                // The guest knows its number: an image may have a user of this name.
+                "owner": "sandbox",
                 "mode": "0755",
             }],
             "process": {
@@ -234,7 +233,6 @@ mod tests {
             environment: &user,
             command,
             tty: false,
-            owner: (10001, 10001),
             supervisor: "/bin/supervisor",
         };
         let files = guest.files(1_790_000_000_000).expect("files");
@@ -316,7 +314,7 @@ mod tests {
         assert_eq!(config["version"], 1);
         assert_eq!(config["network"]["address"], "192.168.127.2/24");
         assert_eq!(config["hosts"][0]["address"], "192.168.127.254");
-        assert_eq!(config["directories"][0]["owner"], "10001:10001");
+        assert_eq!(config["directories"][0]["owner"], "sandbox");
         assert_eq!(config["process"]["args"][0], "/bin/supervisor");
         assert_eq!(config["clock_unix_ms"], 1_790_000_000_000_u64);
         assert_eq!(hostname("é_"), "sandbox");
@@ -338,7 +336,6 @@ mod tests {
                 environment: &environment,
                 command: &[],
                 tty: false,
-                owner: (1, 1),
                 supervisor: "/bin/supervisor",
             };
             guest.files(0)

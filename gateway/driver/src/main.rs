@@ -55,7 +55,11 @@ fn run(cli: &Cli) -> Result<()> {
         tracing::warn!(%error, "cannot open /dev/kvm: no machine will start; see `openshell-vmm doctor`");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("cannot start a runtime")?.block_on(drive(cli))
+    let runtime = runtime.context("cannot start a runtime")?;
+    let done = runtime.block_on(drive(cli));
+    // What still waits for a disk waits for a machine that is gone with this process.
+    runtime.shutdown_background();
+    done
 }
 
 async fn drive(cli: &Cli) -> Result<()> {

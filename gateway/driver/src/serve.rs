@@ -53,43 +53,51 @@ pub async fn serve(
         .max_concurrent_streams(STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .add_service(Service::new(Arc::clone(&driver), closing).into_server());
-    let mut socket = None;
-    let mut serving = match listen {
+    // Whoever connects from here on waits until the sandboxes are back: a gateway must not miss any.
+    let (socket, bound) = match listen {
         Listen::Unix { path, peer } => {
-            let (bound, listener) = Socket::bind(path)?;
-            socket = Some(bound);
-            let incoming = Incoming::new(listener, *peer);
-            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closed))
+            let (socket, listener) = Socket::bind(path)?;
+            (Some(socket), Bound::Unix(Incoming::new(listener, *peer)))
         }
         Listen::Tcp(address) => {
             let incoming = TcpIncoming::bind(*address).map_err(ServeError::Address)?;
-            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closed))
+            (None, Bound::Tcp(incoming))
         }
     };
-    let restored = driver.restore().await.map_err(ServeError::Restore);
+    driver.restore().await.map_err(ServeError::Restore)?;
+    let mut serving = match bound {
+        Bound::Unix(incoming) => {
+            tokio::spawn(server.serve_with_incoming_shutdown(incoming, closed))
+        }
+        Bound::Tcp(incoming) => tokio::spawn(server.serve_with_incoming_shutdown(incoming, closed)),
+    };
     let warm = tokio::spawn({
         let driver = Arc::clone(&driver);
         async move { driver.warm().await }
     });
-    let served = async {
-        restored?;
-        tracing::info!(?listen, "serving");
-        tokio::select! {
-            () = end => Ok(()),
-            served = &mut serving => match served {
-                Ok(served) => served.map_err(ServeError::Server),
-                Err(error) => Err(ServeError::Address(io::Error::other(error))),
-            },
-        }
+    tracing::info!(?listen, "serving");
+    let served = tokio::select! {
+        () = end => Ok(()),
+        served = &mut serving => match served {
+            Ok(served) => served.map_err(ServeError::Server),
+            Err(error) => Err(ServeError::Address(io::Error::other(error))),
+        },
     };
-    let served = served.await;
     warm.abort();
     close.send_replace(true);
-    if !serving.is_finished() {
-        drop(tokio::time::timeout(FAREWELL, serving).await);
-    }
     // Nobody connects any more while machines end.
     drop(socket);
-    driver.close().await;
+    let requests = async {
+        if !serving.is_finished() {
+            drop(tokio::time::timeout(FAREWELL, serving).await);
+        }
+    };
+    tokio::join!(requests, driver.close());
     served
+}
+
+/// A place that is listened on.
+enum Bound {
+    Unix(Incoming),
+    Tcp(TcpIncoming),
 }

@@ -30,7 +30,7 @@ use crate::state::{SandboxDir, StateDir, StateError};
 const PREPARING: usize = 16;
 const STARTING: usize = 8;
 /// How long all machines together may take when the driver ends.
-const FAREWELL: Duration = Duration::from_secs(13);
+const FAREWELL: Duration = Duration::from_secs(12);
 
 /// Files with the certificates of guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +58,6 @@ pub struct Settings {
     pub overlay_bytes: u64,
     /// Whether the operator asked for GPUs.
     pub gpu: bool,
-    /// User and group of `/sandbox`.
-    pub owner: (u32, u32),
     /// How much supervisors say.
     pub log_level: String,
     /// Whether supervisors may send telemetry.
@@ -364,7 +362,13 @@ impl Driver {
         let found = blocking(move || {
             let mut found = Vec::new();
             for (id, directory) in driver.state.sandboxes()? {
-                let request = (driver.decode)(&directory.request()?);
+                let request = match directory.request() {
+                    Ok(encoded) => (driver.decode)(&encoded),
+                    Err(error) => {
+                        tracing::error!(%id, %error, "a sandbox cannot be brought back");
+                        continue;
+                    }
+                };
                 let identity = match &request {
                     Ok(request) => Some(&request.identity),
                     Err(unusable) => unusable.identity.as_ref(),
@@ -565,7 +569,6 @@ impl Driver {
             environment: &request.environment,
             command: &request.command,
             tty: request.tty,
-            owner: settings.owner,
             supervisor: &settings.supervisor,
         };
         let guest = guest.files(unix_ms(SystemTime::now()));

@@ -46,7 +46,6 @@ pub(crate) fn settings() -> Settings {
         host: Host { cpus: 8, memory_mib: 16_384 },
         overlay_bytes: 64 << 20,
         gpu: false,
-        owner: (10001, 10001),
         log_level: "info".to_owned(),
         telemetry: false,
         supervisor: "/opt/openshell/bin/openshell-supervisor".to_owned(),

@@ -28,10 +28,11 @@ while [ $# -gt 0 ]; do
     --add) add="$add $2"; shift 2 ;;
     pull | inspect | make-upper | make-config) verb=$1; shift ;;
     --progress | --base) shift 2 ;;
+    --sandbox-user=*) user=" ${1#*=}"; shift ;;
     *) last=$1; shift ;;
     esac
 done
-echo "$verb $last" >> "$here/rootfs.log"
+echo "$verb $last$user" >> "$here/rootfs.log"
 tell() {
     mkdir -p "$cache/images/aa"; echo "$last" > "$cache/images/aa/rootfs.ext4"
     echo "{\"key\":\"sha256:aa\",\"identity\":\"sha256:bb\",\"path\":\"$cache/images/aa/rootfs.ext4\",\"size_bytes\":4096}"
@@ -476,7 +477,7 @@ async fn every_flag_of_the_original_is_taken() {
     assert_eq!(able.await.expect("an answer").into_inner().default_image, "base:1");
     let log = place.path("rootfs.log");
     let fetched = |image: &str| fs::read_to_string(&log).is_ok_and(|log| log.contains(image));
-    until(|| fetched("pull base:1") && fetched("pull boot:1")).await;
+    until(|| fetched("pull base:1 2000:2000") && fetched("pull boot:1 2000:2000")).await;
 }
 
 #[test]

@@ -23,6 +23,8 @@ async fn many<F: Future<Output = ()> + Send + 'static>(count: usize, request: im
             request.await;
             drop(place);
         });
+        // So that the list of what was done is not what grows.
+        while all.try_join_next().is_some() {}
     }
     all.join_all().await;
 }
@@ -92,8 +94,8 @@ async fn memory_is_flat_over_many_cycles() {
     many(10_000, cycle).await;
     let after = resident();
     println!("10000 cycles: {:?}, {before} KiB before, {after} KiB after", began.elapsed());
-    // A hundred bytes kept of each would be a MiB.
-    assert!(after < before + (16 << 10), "{before} KiB became {after} KiB");
+    // A KiB kept of each would be 10 MiB; an allocator takes some for itself.
+    assert!(after < before + (9 << 10), "{before} KiB became {after} KiB");
     assert_eq!(fixture.stub.running(), 0);
     let left = |part: &str| fs::read_dir(fixture.state().join(part)).expect("read").count();
     assert_eq!((left("sandboxes"), left("trash")), (0, 0));
