@@ -1,6 +1,6 @@
 //! Child processes: started here, reaped here, orphans too when this is PID 1.
 //!
-//! Invariant: nobody else waits for a process, and a process is reaped only while the table is locked, so that its number
+//! Invariant: a process is reaped only while the table is locked, so that its number
 //! cannot have become another's when its owner is told.
 
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process_group, wait, waitpid};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -65,10 +65,12 @@ impl Group {
     }
 }
 
+type Waiting = HashMap<Pid, oneshot::Sender<Exit>>;
+
 /// All children.
 #[derive(Debug, Clone, Default)]
 pub struct Children {
-    waiting: Arc<Mutex<HashMap<Pid, oneshot::Sender<Exit>>>>,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 impl Children {
@@ -102,31 +104,38 @@ impl Children {
         Ok(Child { pid, ended })
     }
 
-    /// Reaps everybody who has ended.
+    /// Reaps whoever has ended: our own, and as PID 1 also orphans.
     fn reap(&self) {
         let mut waiting = self.lock();
-        loop {
+        let own: Vec<Pid> = waiting.keys().copied().collect();
+        for pid in own {
+            if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
+                tell(&mut waiting, pid, status);
+            }
+        }
+        while std::process::id() == 1 {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) => {
-                    let exit = exit(status.exit_status(), status.terminating_signal());
-                    if let Some(tell) = waiting.remove(&pid) {
-                        // Whoever waited may have given up.
-                        _ = tell.send(exit);
-                    }
-                }
+                Ok(Some((pid, status))) => tell(&mut waiting, pid, status),
                 Err(Errno::INTR) => {}
                 Ok(None) | Err(_) => return,
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Pid, oneshot::Sender<Exit>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn exit(code: Option<i32>, signal: Option<i32>) -> Exit {
-    match (code, signal) {
+fn tell(waiting: &mut Waiting, pid: Pid, status: WaitStatus) {
+    if let Some(tell) = waiting.remove(&pid) {
+        // Whoever waited may have given up.
+        _ = tell.send(exit(status));
+    }
+}
+
+fn exit(status: WaitStatus) -> Exit {
+    match (status.exit_status(), status.terminating_signal()) {
         (_, Some(signal)) => Exit::Signal(signal),
         (code, None) => {
             Exit::Code(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))

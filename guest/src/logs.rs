@@ -197,7 +197,7 @@ mod tests {
         }
         assert_eq!(lines, ["one", "two", "[1mbold[0m"]);
         cutter.cut(&vec![b'x'; 3 * LINE_MAX], |line| lines.push(line));
-        assert_eq!(lines.len(), 5);
+        assert_eq!(lines.len(), 6);
         assert!(lines.iter().all(|line| line.len() <= LINE_MAX));
     }
 

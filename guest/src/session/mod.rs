@@ -99,7 +99,7 @@ impl Session {
             self.log.warn(&text);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = ended.wait_for(|ended| *ended) => break,
+                () = over(&mut ended) => break,
             }
         }
         relays.last_words().await;
@@ -130,6 +130,11 @@ impl Session {
         let mut live = Live { session: self, client, ours, relays, beats: false };
         live.serve(&mut theirs, period(accepted.heartbeat_interval_secs), ended).await
     }
+}
+
+/// Waits until it is over; whoever says so has ended is the same.
+async fn over(ended: &mut watch::Receiver<bool>) {
+    drop(ended.wait_for(|ended| *ended).await);
 }
 
 fn message(payload: Ours) -> SupervisorMessage {
@@ -186,7 +191,7 @@ impl Live<'_> {
                     sent.map_err(|_| SessionError::Late("room for a heartbeat"))?
                         .map_err(|_| SessionError::Closed)?;
                 }
-                _ = ended.wait_for(|ended| *ended) => return Ok(()),
+                () = over(ended) => return Ok(()),
             }
         }
     }

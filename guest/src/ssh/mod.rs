@@ -20,6 +20,7 @@ use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, run_stream};
 use russh::{Channel, ChannelOpenFailure, MethodKind, MethodSet};
 use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
@@ -28,6 +29,9 @@ use crate::process::Sandbox;
 
 const CHANNELS_MAX: usize = 64;
 const CONNECTIONS_MAX: usize = 128;
+/// Bytes that a client may leave unread before its session waits.
+const UNREAD: usize = 32 << 20;
+const CHUNK: usize = 64 << 10;
 /// How long a failed accept waits: a machine out of descriptors is given time.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,12 +84,28 @@ pub async fn serve(listener: UnixListener, context: Arc<Context>) -> io::Result<
             let channels = Arc::new(Semaphore::new(CHANNELS_MAX));
             let connection = Connection { context, channels };
             // How a connection ends is its client's business.
-            if let Ok(session) = run_stream(config, stream, connection).await {
+            if let Ok(session) = run_stream(config, never_full(stream), connection).await {
                 drop(session.await);
             }
             drop(place);
         });
     }
+}
+
+/// The stream with room for what the client does not read at once.
+///
+/// A session reads nothing while it waits to write. So does the client's, if it is of the same library: two of them that both
+/// send much would wait for each other for ever. What is written here is bounded by the windows that the client grants.
+fn never_full(stream: UnixStream) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    let (read, mut write) = stream.into_split();
+    let (ours, queued) = tokio::io::duplex(UNREAD);
+    tokio::spawn(async move {
+        let mut queued = BufReader::with_capacity(CHUNK, queued);
+        // The session sees the end of a client that is gone when it reads.
+        drop(tokio::io::copy_buf(&mut queued, &mut write).await);
+        drop(write.shutdown().await);
+    });
+    tokio::io::join(read, ours)
 }
 
 fn is_ours(stream: &UnixStream) -> bool {

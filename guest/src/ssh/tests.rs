@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use russh::client::{self, AuthResult};
 use russh::{ChannelMsg, Sig};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -147,7 +147,7 @@ async fn much_goes_both_ways_at_once() {
     let client = server.client().await;
     let mut channel = client.channel_open_session().await.unwrap();
     channel.exec(true, "cat").await.unwrap();
-    let bytes: Vec<u8> = (0..32_u32 << 20).map(|n| (n % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..32_u32 << 20).map(|n| (n % 251).to_le_bytes()[0]).collect();
     let mut writer = channel.make_writer();
     let sent = bytes.clone();
     let send = tokio::spawn(async move {

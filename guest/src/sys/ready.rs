@@ -14,5 +14,5 @@ use tokio::io::unix::AsyncFd;
 pub fn register(file: File) -> io::Result<AsyncFd<File>> {
     // SAFETY: a `File` gives out one descriptor, always the same, and it stays open as long as the `AsyncFd` that owns the file;
     // nobody takes it out of there.
-    unsafe { AsyncFd::register(file) }
+    Ok(unsafe { AsyncFd::register(file) }?)
 }
