@@ -118,7 +118,7 @@ impl<'a> Work<'a> {
         let additions = args.add.iter().map(|text| addition(text)).collect::<Result<_>>()?;
         let platform = args.platform.clone().unwrap_or_else(Platform::host);
         let layout = if args.plain { Layout::none() } else { Layout::default() };
-        let limits = Limits::default();
+        let limits = Limits { metadata_bytes: args.max_metadata, ..Limits::default() };
         Ok(Self { args, global, cache, reference, platform, layout, additions, limits })
     }
 

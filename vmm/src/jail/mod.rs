@@ -1,5 +1,5 @@
-//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs; the event loop's
-//! thread calls [`Jail::confine`] once everything is open.
+//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs, or through
+//! [`Jail::spawn_waiting`], where the thread sleeps before that; the event loop's thread calls [`Jail::confine`] once everything is open.
 //!
 //! Invariant: no thread runs guest-driven code before its filter is on. A system call outside the filter ends the process, with the
 //! terminal given back.
@@ -61,6 +61,29 @@ impl Jail {
                 seccomp::end_unconfined();
             }
             body()
+        })
+    }
+
+    /// As [`Self::spawn`], for a thread that is needed later or never: `wait` sleeps without the filter until there is something to do, and
+    /// gets ready for it from what the user said alone; then the filter is put on, and `body` runs. `None` ends the thread.
+    ///
+    /// # Errors
+    /// What the host said when the thread could not start.
+    pub fn spawn_waiting<W>(
+        self,
+        role: Role,
+        name: &str,
+        wait: impl FnOnce() -> Option<W> + Send + 'static,
+        body: impl FnOnce(W) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // A host without it has no filters either, and says so when other threads start.
+            seccomp::forbid_new_privileges().ok();
+            let Some(found) = wait() else { return };
+            if self.confine(role).is_err() {
+                seccomp::end_unconfined();
+            }
+            body(found);
         })
     }
 
