@@ -3,7 +3,7 @@
 //! Invariant: a pure function of row, event and time. A sandbox gets ready through a session alone; Error, Deleting and Stopped are left by
 //! what a user asks for alone. An event that changes nothing is `None`, so that nobody is woken for it.
 
-use openshell_proto::compute::v1::DriverSandboxStatus;
+use openshell_proto::compute::v1::{DriverCondition, DriverSandboxStatus};
 use openshell_proto::v1::{Sandbox, SandboxCondition, SandboxPhase, SandboxStatus};
 
 use super::phase;
@@ -161,7 +161,7 @@ fn connected(status: &mut SandboxStatus, instance: &str, now: &str) {
     instance.clone_into(&mut status.main_process_instance_id);
     status.exit_code = None;
     status.phase = SandboxPhase::Ready.into();
-    ready(status, true, "DependenciesReady", "Supervisor session connected", now);
+    tell(status, CONNECTED, now);
 }
 
 fn disconnected(status: &mut SandboxStatus, now: &str) {
@@ -170,7 +170,8 @@ fn disconnected(status: &mut SandboxStatus, now: &str) {
 }
 
 fn stopped(status: &mut SandboxStatus, now: &str) {
-    enter(status, SandboxPhase::Stopped, "Stopped", "Sandbox compute is stopped", now);
+    status.phase = SandboxPhase::Stopped.into();
+    tell(status, STOPPED, now);
 }
 
 fn snapshot(
@@ -197,8 +198,8 @@ fn snapshot(
     match phase {
         SandboxPhase::Error | SandboxPhase::Deleting | SandboxPhase::Stopped => return,
         SandboxPhase::Stopping if phase::confirms_stop(driver) => {
-            observe(status, driver, now);
-            return stopped(status, now);
+            status.phase = SandboxPhase::Stopped.into();
+            return observe(status, driver, Some(STOPPED), now);
         }
         SandboxPhase::Stopping if composed != SandboxPhase::Error => return,
         SandboxPhase::Starting
@@ -208,17 +209,22 @@ fn snapshot(
         }
         _ => {}
     }
-    observe(status, driver, now);
     status.phase = composed.into();
-    match (composed, instance) {
-        (SandboxPhase::Ready, Some(instance)) => connected(status, instance, now),
-        (SandboxPhase::Provisioning, _) if backend == SandboxPhase::Ready => {
-            let message = "Backend ready; waiting for supervisor session";
-            ready(status, false, "SupervisorNotConnected", message, now);
+    let told = match (composed, instance) {
+        (SandboxPhase::Ready, Some(instance)) => {
+            instance.clone_into(&mut status.main_process_instance_id);
+            status.exit_code = None;
+            Some(CONNECTED)
         }
-        (SandboxPhase::Stopped, _) => stopped(status, now),
-        _ => {}
-    }
+        (SandboxPhase::Provisioning, _) if backend == SandboxPhase::Ready => Some(Told {
+            ready: false,
+            reason: "SupervisorNotConnected",
+            message: "Backend ready; waiting for supervisor session",
+        }),
+        (SandboxPhase::Stopped, _) => Some(STOPPED),
+        _ => None,
+    };
+    observe(status, driver, told, now);
 }
 
 fn exited(status: &mut SandboxStatus, phase: SandboxPhase, instance: &str, code: i32, now: &str) {
@@ -266,27 +272,32 @@ fn undelete(
     }
 }
 
-/// Takes the driver's conditions over, with the time of those that have not changed.
-fn observe(status: &mut SandboxStatus, driver: &DriverSandboxStatus, now: &str) {
-    let conditions = driver.conditions.iter().map(|condition| {
-        let mut next = SandboxCondition {
-            r#type: condition.r#type.clone(),
-            status: condition.status.clone(),
-            reason: condition.reason.clone(),
-            message: condition.message.clone(),
-            last_transition_time: condition.last_transition_time.clone(),
-        };
-        let old = status.conditions.iter().find(|old| old.r#type == next.r#type);
-        match old {
-            Some(old) if old.status == next.status => {
-                next.last_transition_time.clone_from(&old.last_transition_time);
-            }
-            _ if next.last_transition_time.is_empty() => next.last_transition_time = now.to_owned(),
-            _ => {}
+/// Takes the driver's conditions over, the gateway's own word in the place of its `Ready`. A condition whose status is that of before keeps
+/// its time.
+fn observe(
+    status: &mut SandboxStatus,
+    driver: &DriverSandboxStatus,
+    told: Option<Told<'_>>,
+    now: &str,
+) {
+    let mut conditions: Vec<_> = driver.conditions.iter().map(as_condition).collect();
+    if let Some(told) = told {
+        conditions.retain(|condition| condition.r#type != "Ready");
+        conditions.insert(0, told.condition());
+    }
+    for next in &mut conditions {
+        let old = status.conditions.iter().find(|old| {
+            old.r#type == next.r#type
+                && old.status == next.status
+                && !old.last_transition_time.is_empty()
+        });
+        if let Some(old) = old {
+            next.last_transition_time.clone_from(&old.last_transition_time);
+        } else if next.last_transition_time.is_empty() {
+            now.clone_into(&mut next.last_transition_time);
         }
-        next
-    });
-    status.conditions = conditions.collect();
+    }
+    status.conditions = conditions;
     for (own, theirs) in [
         (&mut status.sandbox_name, &driver.sandbox_name),
         (&mut status.agent_pod, &driver.instance_id),
@@ -299,29 +310,59 @@ fn observe(status: &mut SandboxStatus, driver: &DriverSandboxStatus, now: &str) 
     }
 }
 
+fn as_condition(condition: &DriverCondition) -> SandboxCondition {
+    SandboxCondition {
+        r#type: condition.r#type.clone(),
+        status: condition.status.clone(),
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+        last_transition_time: condition.last_transition_time.clone(),
+    }
+}
+
+/// What the gateway itself says about `Ready`.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    ready: bool,
+    reason: &'a str,
+    message: &'a str,
+}
+
+const CONNECTED: Told<'_> =
+    Told { ready: true, reason: "DependenciesReady", message: "Supervisor session connected" };
+const STOPPED: Told<'_> =
+    Told { ready: false, reason: "Stopped", message: "Sandbox compute is stopped" };
+
+impl Told<'_> {
+    /// Without a time.
+    fn condition(self) -> SandboxCondition {
+        SandboxCondition {
+            r#type: "Ready".to_owned(),
+            status: if self.ready { "True" } else { "False" }.to_owned(),
+            reason: self.reason.to_owned(),
+            message: self.message.to_owned(),
+            last_transition_time: String::new(),
+        }
+    }
+}
+
 /// A phase in which the sandbox is not ready, and why.
 fn enter(status: &mut SandboxStatus, phase: SandboxPhase, reason: &str, message: &str, now: &str) {
     status.phase = phase.into();
-    ready(status, false, reason, message, now);
+    tell(status, Told { ready: false, reason, message }, now);
 }
 
 /// Sets the condition `Ready`. Its time is that of the last change of its status.
-fn ready(status: &mut SandboxStatus, is: bool, reason: &str, message: &str, now: &str) {
-    let word = if is { "True" } else { "False" };
-    let at = status.conditions.iter().position(|condition| condition.r#type == "Ready");
-    let mut time = now.to_owned();
-    if let Some(at) = at {
-        let old = status.conditions.remove(at);
-        if old.status == word && !old.last_transition_time.is_empty() {
-            time = old.last_transition_time;
+fn tell(status: &mut SandboxStatus, told: Told<'_>, now: &str) {
+    let mut next = told.condition();
+    now.clone_into(&mut next.last_transition_time);
+    match status.conditions.iter_mut().find(|condition| condition.r#type == "Ready") {
+        Some(old) => {
+            if old.status == next.status && !old.last_transition_time.is_empty() {
+                next.last_transition_time.clone_from(&old.last_transition_time);
+            }
+            *old = next;
         }
+        None => status.conditions.insert(0, next),
     }
-    let condition = SandboxCondition {
-        r#type: "Ready".to_owned(),
-        status: word.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        last_transition_time: time,
-    };
-    status.conditions.insert(at.unwrap_or(0), condition);
 }
