@@ -209,9 +209,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<Command<'_>>) {
+    fn check(text: &str, expected: Option<&Command<'_>>) {
         let words: Vec<&str> = text.split_whitespace().collect();
-        assert_eq!(parse(&words), expected, "{text}");
+        assert_eq!(parse(&words).as_ref(), expected, "{text}");
     }
 
     fn set<'a>(name: &'a str, up: Option<bool>, namespace: Option<&'a str>) -> Command<'a> {
@@ -240,7 +240,7 @@ mod tests {
                 Command::AddRoute { to: Some(prefix), via: None, interface: Some("a") },
             ),
         ] {
-            check(text, Some(command));
+            check(text, Some(&command));
         }
     }
 
