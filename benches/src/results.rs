@@ -3,6 +3,7 @@
 //! Invariant: everything that is derived here is derived from the samples in the same document. Keys are only ever added while `schema`
 //! stays the same.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::PathBuf;
@@ -63,6 +64,9 @@ pub struct Document {
     pub unix_time: u64,
     /// The machine.
     pub host: Fingerprint,
+    /// Version of each system, as far as it is known.
+    #[serde(default)]
+    pub systems: BTreeMap<String, String>,
     /// All samples.
     pub series: Vec<Series>,
     /// How the first system compares.
@@ -80,6 +84,7 @@ impl Document {
             place: place.to_owned(),
             unix_time: since.map_or(0, |time| time.as_secs()),
             host: Fingerprint::take(),
+            systems: BTreeMap::new(),
             series: Vec::new(),
             ratios: Vec::new(),
         }
@@ -154,6 +159,9 @@ fn ratio(ours: &Series, theirs: &Series) -> Option<Ratio> {
     if !same || ours.system == theirs.system {
         return None;
     }
+    // A figure that is zero has no ratio, and JSON no infinity.
+    let of_medians = Some(median(&ours.samples)? / median(&theirs.samples)?);
+    let of_medians = of_medians.filter(|ratio| ratio.is_finite())?;
     let paired = (ours.samples.len() == theirs.samples.len()).then(|| {
         let pairs = ours.samples.iter().zip(&theirs.samples);
         median(&pairs.map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
@@ -163,8 +171,8 @@ fn ratio(ours: &Series, theirs: &Series) -> Option<Ratio> {
         figure: ours.figure.clone(),
         system: ours.system.clone(),
         to: theirs.system.clone(),
-        of_medians: median(&ours.samples)? / median(&theirs.samples)?,
-        paired: paired.flatten(),
+        of_medians,
+        paired: paired.flatten().filter(|ratio| ratio.is_finite()),
     })
 }
 

@@ -26,8 +26,9 @@ impl Namespace {
     /// # Errors
     /// What the host said, and which program said it.
     pub fn new() -> io::Result<Self> {
+        // The holder has no capability: a program with few of them may then look at the namespace through it.
         let holder = Command::new("unshare")
-            .args(["--net", "cat"])
+            .args(["--net", "setpriv", "--inh-caps=-all", "--bounding-set=-all", "cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()?;
@@ -110,6 +111,16 @@ pub fn set_linger(socket: std::os::fd::RawFd, linger: libc::linger) -> io::Resul
     let value = (&raw const linger).cast();
     // SAFETY: `linger` has `len` bytes, which the kernel reads.
     let set = unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, value, len) };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets so many connections wait at a listener, as far as its namespace does.
+///
+/// # Errors
+/// What the host said.
+pub fn set_backlog(listener: std::os::fd::RawFd, count: u16) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    let set = unsafe { libc::listen(listener, count.into()) };
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -42,6 +42,16 @@ pub(crate) fn rootfs() -> Result<PathBuf> {
     })
 }
 
+/// Builds the first process of guests and returns its path.
+pub(crate) fn guest_init() -> Result<PathBuf> {
+    let package = package_at("guest/init")?;
+    say::step("build openshell-init (static, small)", || {
+        let mut command = cargo("build");
+        command.args(["--profile", "guest", "--package", &package, "--bin", "openshell-init"]);
+        executable(&mut command, "bin", "openshell-init")
+    })
+}
+
 /// Builds an end-to-end test target of the package at `tests/` and returns the test program.
 pub(crate) fn end_to_end(target: &str) -> Result<PathBuf> {
     let package = package_at("tests")?;

@@ -13,6 +13,8 @@ pub struct Identity {
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: String,
+    /// Login shell; empty when the account names none.
+    pub shell: String,
 }
 
 /// Looks up `user`, `uid`, `user:group`, `uid:gid` or any mixture; root when `spec` is empty. `extra` are further groups.
@@ -55,8 +57,9 @@ pub fn resolve(
     supplementary.sort_unstable();
     supplementary.dedup();
     supplementary.retain(|group| *group != gid);
+    let shell = account.as_ref().map_or("", |account| account.shell).to_owned();
     let home = account.map(|account| account.home).filter(|home| home.starts_with('/'));
-    Ok(Identity { uid, gid, groups: supplementary, home: home.unwrap_or("/").to_owned() })
+    Ok(Identity { uid, gid, groups: supplementary, home: home.unwrap_or("/").to_owned(), shell })
 }
 
 struct Account<'a> {
@@ -64,6 +67,7 @@ struct Account<'a> {
     uid: u32,
     gid: u32,
     home: &'a str,
+    shell: &'a str,
 }
 
 fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
@@ -72,7 +76,8 @@ fn accounts(passwd: &str) -> impl Iterator<Item = Account<'_>> {
         let name = fields.next().filter(|name| !name.is_empty())?;
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
-        Some(Account { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
+        let home = fields.nth(1).unwrap_or_default();
+        Some(Account { name, uid, gid, home, shell: fields.next().unwrap_or_default() })
     })
 }
 
@@ -105,13 +110,14 @@ mod tests {
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nodd\nbad:x:y:z\n\
         sandbox:x:10001:10002::/sandbox:/bin/sh\n1000:x:7:8::/named:/bin/sh\nlost:x:9:9::relative:\n";
-    const GROUP: &str = "root:x:0:\nwheel:x:10:root,sandbox\nsandbox:x:10002:\nodd:x\ndocker:x:999:other,sandbox\n";
+    const GROUP: &str =
+        "root:x:0:\nwheel:x:10:root,sandbox\nsandbox:x:10002:\nodd:x\ndocker:x:999:other,sandbox\n";
 
     #[track_caller]
     fn check(spec: &str, extra: &[&str], expected: (u32, u32, &[u32], &str)) {
         let extra: Vec<String> = extra.iter().map(|&name| name.to_owned()).collect();
         let identity = resolve(spec, &extra, PASSWD, GROUP).unwrap();
-        let Identity { uid, gid, groups, home } = &identity;
+        let Identity { uid, gid, groups, home, .. } = &identity;
         assert_eq!((*uid, *gid, groups.as_slice(), home.as_str()), expected, "{spec}");
     }
 
@@ -129,6 +135,12 @@ mod tests {
         // A name that is a number counts before the number.
         check("1000", &[], (7, 8, &[], "/named"));
         check("lost", &[], (9, 9, &[], "/"));
+    }
+
+    #[test]
+    fn the_shell_is_the_accounts() {
+        let shell = |spec| resolve(spec, &[], PASSWD, GROUP).unwrap().shell;
+        assert_eq!((shell("sandbox"), shell("lost"), shell("4711")), ("/bin/sh".into(), String::new(), String::new()));
     }
 
     #[test]

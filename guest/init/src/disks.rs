@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{
-    MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount,
-};
+use rustix::mount::{MountFlags, MoveMountFlags, UnmountFlags, mount, move_mount, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use crate::cmdline::{self, ReadWrite, Words};
@@ -47,9 +45,8 @@ pub fn start() -> Result<Words, Failure> {
     }
     let path = "/run/proc/cmdline";
     let line = fs::read(path).map_err(step.io("/proc/cmdline"))?;
-    cmdline::parse(&String::from_utf8_lossy(&line)).map_err(|word| {
-        Failure::new(step, format!("{word:?} cannot be")).path("/proc/cmdline")
-    })
+    cmdline::parse(&String::from_utf8_lossy(&line))
+        .map_err(|word| Failure::new(step, format!("{word:?} cannot be")).path("/proc/cmdline"))
 }
 
 /// Mounts the config disk.

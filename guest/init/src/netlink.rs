@@ -186,12 +186,8 @@ impl Socket {
     /// What the kernel says.
     pub fn open() -> Result<Self, Errno> {
         // Protocol 0 is the routing one.
-        let fd = net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let fd =
+            net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
         Ok(Self { fd, sequence: 0 })
     }
 

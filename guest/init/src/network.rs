@@ -37,11 +37,8 @@ pub fn apply(network: &Network, hostname: Option<&str>) -> Result<Applied, Failu
     let loopback = socket.index(LOOPBACK).map_err(step.at(LOOPBACK))?;
     socket.ask(Message::link_up(loopback, None)).map_err(step.at(LOOPBACK))?;
     let name = network.interface();
-    let configured = Applied {
-        address: None,
-        dns: network.dns.clone(),
-        search: network.search.clone(),
-    };
+    let configured =
+        Applied { address: None, dns: network.dns.clone(), search: network.search.clone() };
     let index = match socket.index(name) {
         _ if network.mode() == Mode::None => return Ok(configured),
         Err(Errno::NODEV) if !network.is_required() => return Ok(configured),
@@ -80,14 +77,14 @@ fn addresses(
 fn lease(name: &str, hostname: Option<&str>) -> Result<dhcp::Lease, Failure> {
     let step = Step::Dhcp;
     let mac = hardware_address(name)?;
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, dhcp::CLIENT_PORT)).map_err(step.io(name))?;
+    let socket =
+        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, dhcp::CLIENT_PORT)).map_err(step.io(name))?;
     socket.set_broadcast(true).map_err(step.io(name))?;
     // Without an address there is no route yet: the interface has to be named.
     bind::to_interface(socket.as_fd(), name).map_err(step.at(name))?;
     let mut transaction = [0; 4];
     getrandom(&mut transaction[..], GetRandomFlags::empty()).map_err(step.at(name))?;
-    let mut client =
-        Client::new(mac, u32::from_be_bytes(transaction), hostname.map(str::to_owned));
+    let mut client = Client::new(mac, u32::from_be_bytes(transaction), hostname.map(str::to_owned));
     let since = Instant::now();
     let mut buffer = [0; 1500];
     loop {

@@ -86,6 +86,9 @@ pub(crate) struct SourceArgs {
     /// Put a file into the image: SOURCE:TARGET[:MODE[:UID[:GID]]], mode in octal
     #[arg(long = "add", value_name = "SRC:DST:MODE:UID:GID")]
     pub(crate) add: Vec<String>,
+    /// Memory that names and attributes of the files may take: a million files need 256M
+    #[arg(long, value_parser = size, default_value = "128M", value_name = "SIZE")]
+    pub(crate) max_metadata: u64,
     /// Take the image as it is: no user `sandbox`, no mount points
     #[arg(long)]
     pub(crate) plain: bool,

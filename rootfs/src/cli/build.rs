@@ -121,7 +121,7 @@ impl<'a> Work<'a> {
         if let (Some((uid, gid)), Some(user)) = (args.sandbox_user, &mut layout.user) {
             (user.uid, user.gid) = (uid, gid);
         }
-        let limits = Limits::default();
+        let limits = Limits { metadata_bytes: args.max_metadata, ..Limits::default() };
         Ok(Self { args, global, cache, reference, platform, layout, additions, limits })
     }
 

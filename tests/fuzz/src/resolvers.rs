@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use openshell_usernet::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received};
+use openshell_usernet::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent};
 use openshell_usernet::{FlowId, Sockets};
 
 /// Sockets of a stack's resolver.
@@ -82,7 +82,7 @@ impl Sockets<()> for Resolvers {
         unreachable!("a resolver accepts nothing")
     }
 
-    fn udp_send(&mut self, _: FlowId, (): &(), _: Option<u16>) -> Result<(), HostError> {
+    fn udp_send(&mut self, _: FlowId, _: &[Unsent<()>]) -> Result<(), Unsendable> {
         unreachable!("a resolver sends bytes of its own")
     }
 

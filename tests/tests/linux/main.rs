@@ -22,6 +22,8 @@ mod net;
 #[cfg(test)]
 mod overlay;
 #[cfg(test)]
+mod sandbox;
+#[cfg(test)]
 mod shell;
 #[cfg(test)]
 mod vsock;

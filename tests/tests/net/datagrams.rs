@@ -57,6 +57,46 @@ fn a_burst_of_datagrams_keeps_its_order_and_bounds() {
 }
 
 #[test]
+fn flows_that_send_at_once_keep_their_datagrams_apart() {
+    let rig = Rig::open();
+    let server = socket(&rig.host, "127.0.0.1:0");
+    let clients = [(); 5].map(|()| socket(&rig.guest, "0.0.0.0:0"));
+    for client in &clients {
+        client.connect((HOST, server.local_addr().unwrap().port())).unwrap();
+    }
+    // Runs of equal ones, of shorter and of longer ones, and empty ones among them.
+    let len = |at: usize| [1200, 1200, 1200, 700, 1200, 0, 1400, 1400, 3][at % 9];
+    let mut bytes = [0; 2048];
+    for round in 0..40_usize {
+        let mut sent = [0; 5];
+        for at in 0..12 {
+            for (number, client) in clients.iter().enumerate() {
+                let mut datagram = vec![0; len(at + number + round)];
+                let tag = [number, at].map(|byte| byte.to_le_bytes()[0]);
+                let count = tag.len().min(datagram.len());
+                datagram[..count].copy_from_slice(&tag[..count]);
+                client.send(&datagram).unwrap();
+            }
+        }
+        let mut ports = std::collections::BTreeMap::new();
+        for _ in 0..12 * clients.len() {
+            let (count, from) = server.recv_from(&mut bytes).unwrap();
+            let next = ports.len();
+            let known = *ports.entry(from).or_insert(next);
+            let at = sent[known];
+            sent[known] += 1;
+            if count >= 2 {
+                let number = usize::from(bytes[0]);
+                assert_eq!((usize::from(bytes[1]), count), (at, len(at + number + round)));
+            }
+        }
+        assert_eq!(sent, [12; 5], "round {round}");
+    }
+    let said = rig.end();
+    assert_eq!(Rig::counter(&said, "datagrams_unsent"), 0, "{said}");
+}
+
+#[test]
 fn a_port_that_nobody_serves_is_told_and_costs_nothing() {
     let rig = Rig::open();
     let free = socket(&rig.host, "127.0.0.1:0").local_addr().unwrap().port();
@@ -115,6 +155,17 @@ fn echo_requests_are_answered_by_whom_they_reach() {
                 .arg(address.to_string()),
         );
         assert!(said.contains("3 received") && !said.contains("DUP"), "{said}");
+    }
+    for (hops, to, told) in [("1", WORLD, true), ("2", WORLD, false), ("1", HOST, false)] {
+        let mut ping = rig.guest.command("ping");
+        let words = ["-n", "-c", "1", "-W", "10", "-t", hops, &to.to_string()];
+        let said = ping.args(words).output().unwrap();
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert_eq!(
+            said.contains("From 192.168.127.1 icmp_seq=1 Time to live exceeded"),
+            told,
+            "{said}"
+        );
     }
     let mut ping = rig.guest.command("ping");
     let silent = ping.args(["-n", "-c", "1", "-W", "1", "8.51.100.77"]).output().unwrap();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use openshell_tests::machine::fixture;
 
-use crate::rig::{Beside, DEADLINE, Rig, WORLD, eventually};
+use crate::rig::{Beside, DEADLINE, Rig, WORLD, eventually, output};
 
 #[test]
 fn a_network_that_comes_back_is_used_at_once() {
@@ -70,10 +70,25 @@ fn frames_are_captured() {
     far.read_exact(&mut [0; 21]).unwrap();
     drop((near, far));
     rig.end();
-    let captured = std::fs::read(&file).unwrap();
-    assert_eq!(captured[..4], [0x0a, 0x0d, 0x0d, 0x0a]);
-    let mark = b"a mark in the capture";
-    assert!(captured.windows(mark.len()).any(|part| part == mark));
+    let tshark = |words: &[&str]| {
+        let mut tshark = Command::new("tshark");
+        output(tshark.arg("-n").arg("-r").arg(&file).args(words))
+    };
+    let followed = tshark(&["-q", "-z", "follow,tcp,ascii,0"]);
+    assert!(followed.contains("a mark in the capture"), "{followed}");
+    let malformed = tshark(&["-Y", "_ws.malformed || tcp.analysis.lost_segment"]);
+    assert!(!malformed.contains("192.168.127"), "{malformed}");
+    let fields =
+        ["-Y", "tcp", "-T", "fields", "-e", "ip.src", "-e", "frame.packet_flags_direction"];
+    let directions = tshark(&fields);
+    for (from, direction) in [("192.168.127.2", "2"), ("192.168.127.254", "1")] {
+        let of_it = || directions.lines().filter_map(|line| line.split_once('\t'));
+        let right = |(source, found): (&str, &str)| {
+            source != from || found.trim_start_matches("0x").trim_start_matches('0') == direction
+        };
+        assert!(of_it().any(|(source, _)| source == from), "{directions}");
+        assert!(of_it().all(right), "{directions}");
+    }
 }
 
 #[test]

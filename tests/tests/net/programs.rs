@@ -71,6 +71,90 @@ fn curl_speaks_http_1_and_2() {
     rig.end();
 }
 
+/// How long a stream lasts that lasts an hour where there is time for it, in seconds.
+fn long() -> u32 {
+    if std::env::var_os("OPENSHELL_NET_LONG").is_some() { 3600 } else { 8 }
+}
+
+#[test]
+fn a_slow_stream_of_http_2_lasts_and_its_connection_serves_the_next() {
+    let rig = Rig::open();
+    let root = rig.path("root");
+    std::fs::create_dir(&root).unwrap();
+    let body: Vec<u8> =
+        (0..16_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    std::fs::write(root.join("file"), &body).unwrap();
+    let mut web = rig.host.command("nghttpd");
+    web.args(["--no-tls", "-a", "127.0.0.1", "-d"]).arg(&root).arg("8002");
+    let _web = Beside::start(&mut web);
+    until_served(&rig.host, 8002);
+    let url = format!("http://{HOST}:8002/file");
+    let (slow, fast) = (rig.path("slow"), rig.path("fast"));
+    let rate = (16 << 20) / long();
+    let begin = std::time::Instant::now();
+    let mut curl = rig.guest.command("curl");
+    curl.args(["-sS", "--http2-prior-knowledge", "-w", "%{http_version} %{num_connects}\\n"]);
+    curl.args(["--limit-rate", &rate.to_string(), "-o"]).arg(&slow).arg(&url);
+    curl.args(["--next", "-sS", "--http2-prior-knowledge"]);
+    curl.args(["-w", "%{http_version} %{num_connects}\\n", "-o"]).arg(&fast).arg(&url);
+    let output = curl.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, "2 1\n2 0\n", "one connection: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(begin.elapsed().as_secs() >= u64::from(long() / 2), "it was to be slow");
+    for file in [slow, fast] {
+        assert!(std::fs::read(&file).unwrap() == body, "{}", file.display());
+    }
+    let said = rig.end();
+    assert_eq!(Rig::counter(&said, "tcp_established"), 1, "{said}");
+    assert_eq!(Rig::counter(&said, "tcp_resets_sent"), 0, "{said}");
+}
+
+/// Whether the tests are root of the host, and not of a user namespace: a server that becomes another user needs that.
+fn is_root_of_the_host() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").unwrap().contains("4294967295")
+}
+
+#[test]
+fn ssh_carries_commands_and_their_data() {
+    if !is_root_of_the_host() {
+        println!("not run: sshd wants to become its own user, which is not in this user namespace");
+        return;
+    }
+    let rig = Rig::open();
+    for key in ["host_key", "key"] {
+        let mut keygen = std::process::Command::new("ssh-keygen");
+        output(keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(rig.path(key)));
+    }
+    let path = |name: &str| rig.path(name).display().to_string();
+    let config = format!(
+        "HostKey {}\nAuthorizedKeysFile {}\nPermitRootLogin yes\nStrictModes no\nUsePAM no\nPidFile none\n",
+        path("host_key"),
+        path("key.pub"),
+    );
+    std::fs::write(rig.path("sshd_config"), config).unwrap();
+    std::fs::create_dir_all("/run/sshd").unwrap();
+    let mut server = rig.host.command("/usr/sbin/sshd");
+    server.args(["-D", "-o", "ListenAddress=127.0.0.1:2222", "-f"]).arg(rig.path("sshd_config"));
+    let _server = Beside::start(&mut server);
+    until_served(&rig.host, 2222);
+    let body: Vec<u8> =
+        (0..8_u32 << 20).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    std::fs::write(rig.path("body"), &body).unwrap();
+    let (from, into) = (rig.path("body"), rig.path("back"));
+    let ssh = format!(
+        "exec timeout 50 ssh -T -p 2222 -i {} -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+         -o LogLevel=ERROR root@{HOST} 'cat; echo $SSH_CONNECTION >&2' <{} >{}",
+        path("key"),
+        from.display(),
+        into.display(),
+    );
+    let mut shell = rig.guest.command("sh");
+    let said = output(shell.args(["-c", &ssh]));
+    assert!(said.starts_with("127.0.0.1 "), "the host sees itself: {said}");
+    assert!(std::fs::read(into).unwrap() == body);
+    rig.end();
+}
+
 #[test]
 fn the_world_is_reached_through_the_host() {
     let rig = Rig::with(&[]);

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
+use openshell_tests::netns::Namespace;
+
 use crate::rig::Rig;
 
 /// The byte at `at` of every stream here.
@@ -106,17 +108,25 @@ fn a_reader_that_stops_for_a_while_gets_all_of_it() {
 }
 
 #[test]
-fn streams_arrive_with_every_congestion_control_of_the_host() {
+fn streams_arrive_with_every_congestion_control_on_either_side() {
     let known = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control");
     let rig = Rig::open();
-    for name in known.unwrap().split_ascii_whitespace() {
-        // In a namespace of its own a user may choose only among those that are allowed to all.
+    let known = known.unwrap();
+    let known: Vec<&str> = known.split_ascii_whitespace().collect();
+    // In a namespace of its own a user may choose only among those that are allowed to all.
+    let choose = |namespace: &Namespace, name: &str| {
         let setting = format!("-qw net.ipv4.tcp_congestion_control={name}");
-        for namespace in [&rig.host, &rig.guest] {
-            if namespace.run("sysctl", &setting).is_ok() {
+        namespace.run("sysctl", &setting).is_ok()
+    };
+    let mut pairs = 0;
+    for host in &known {
+        for guest in &known {
+            if choose(&rig.host, host) && choose(&rig.guest, guest) {
                 carry(&rig, 8 << 20, 8 << 20, 128 << 10, Duration::ZERO);
+                pairs += 1;
             }
         }
     }
+    assert!(pairs > 0, "{known:?}");
     rig.end();
 }

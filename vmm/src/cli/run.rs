@@ -177,7 +177,10 @@ pub(super) fn run<E: Explain>(
     outcome.trace.mark(Phase::Exit);
     match spec.boot_trace {
         None => {}
-        Some(TraceFormat::Text) => super::say(&text::boot_trace(&outcome.trace)),
+        Some(TraceFormat::Text) => {
+            super::say(&text::boot_trace(&outcome.trace));
+            super::say(&text::network(&outcome.network));
+        }
         Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
     }
     if let Some(record) = record {

@@ -13,10 +13,10 @@ use libc::{
     SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_inotify_add_watch, SYS_io_uring_enter,
     SYS_io_uring_register, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap,
     SYS_munmap, SYS_newfstatat, SYS_openat, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2,
-    SYS_read, SYS_readlink, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_restart_syscall,
-    SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_sendmsg,
-    SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill,
-    SYS_timerfd_settime, SYS_unlink, SYS_write, SYS_writev,
+    SYS_read, SYS_readlink, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
+    SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield,
+    SYS_sendmmsg, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack,
+    SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write, SYS_writev,
 };
 
 use super::Role;
@@ -85,7 +85,7 @@ pub(super) const fn budget(role: Role) -> usize {
         Role::Vcpu => 20,
         Role::Block => 25,
         Role::Vsock => 30,
-        Role::Net => 44,
+        Role::Net => 46,
         Role::Watch => 30,
     }
 }
@@ -231,7 +231,9 @@ const NET: &[Entry] = &[
     always(SYS_getsockname),
     always(SYS_recvmsg),
     always(SYS_sendmsg),
-    always(SYS_sendto), // send
+    always(SYS_recvmmsg), // several datagrams
+    always(SYS_sendmmsg), // several datagrams
+    always(SYS_sendto),   // send
     always(SYS_recvfrom),
     always(SYS_shutdown),
     always(SYS_ftruncate), // a file of a capture begins anew

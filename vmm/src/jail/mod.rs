@@ -64,6 +64,27 @@ impl Jail {
         })
     }
 
+    /// As [`Self::spawn`], for a thread that is needed later or never: `wait` sleeps without the filter until there is something to do, and
+    /// gets ready for it from what the user said alone; then the filter is put on, and `body` runs. `None` ends the thread.
+    ///
+    /// # Errors
+    /// What the host said when the thread could not start.
+    pub fn spawn_waiting<W>(
+        self,
+        role: Role,
+        name: &str,
+        wait: impl FnOnce() -> Option<W> + Send + 'static,
+        body: impl FnOnce(W) + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let Some(found) = wait() else { return };
+            if self.confine(role).is_err() {
+                seccomp::end_unconfined();
+            }
+            body(found);
+        })
+    }
+
     /// Puts the filter of `role` on the calling thread, for good. Threads that it starts later inherit the filter, so it starts none.
     ///
     /// # Errors

@@ -115,6 +115,8 @@ pub(super) struct Parts {
     pub(super) disks: Vec<Arc<Transport>>,
     /// All other transports.
     pub(super) others: Vec<Arc<Transport>>,
+    /// What there will be to say of the network, where there is one.
+    pub(super) network: Option<net::Tally>,
 }
 
 /// Builds the machine of `plan`, stamping `marks` on the way.
@@ -135,7 +137,11 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
     let mut slots = Slots { ram: &ram, vm: &vm, buses: Buses::default(), used: Vec::new() };
     let disks = add_disks(&mut slots, plan.disks, plan.cpus, jail)?;
     let mut others = add_others(&mut slots, plan.vsock, jail)?;
-    others.extend(plan.net.map(|plan| add_net(&mut slots, plan, jail)).transpose()?);
+    let net = plan.net.map(|plan| add_net(&mut slots, plan, jail)).transpose()?;
+    let network = net.map(|(transport, tally)| {
+        others.push(transport);
+        tally
+    });
     let Slots { mut buses, used, .. } = slots;
     let serial = add_platform(&vm, &mut buses, marks)?;
 
@@ -167,7 +173,8 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
 
     let vcpus = make_vcpus(&vm, plan.cpus, &entry)?;
     let buses = Arc::new(buses);
-    Ok(Parts { vm, vcpus, buses, serial, console: plan.console, disks, others })
+    let console = plan.console;
+    Ok(Parts { vm, vcpus, buses, serial, console, disks, others, network })
 }
 
 fn kernel_error(image: &crate::config::plan::InputFile, source: KernelError) -> BuildError {
@@ -235,9 +242,13 @@ fn add_others(
 }
 
 /// After all others, so that a machine without a network has the rest in the same places.
-fn add_net(slots: &mut Slots<'_>, plan: NetPlan, jail: Jail) -> Result<Arc<Transport>, BuildError> {
-    let net = net::device(plan, jail).map_err(device("the network card"))?;
-    slots.add(Box::new(net))
+fn add_net(
+    slots: &mut Slots<'_>,
+    plan: NetPlan,
+    jail: Jail,
+) -> Result<(Arc<Transport>, net::Tally), BuildError> {
+    let (net, tally) = net::device(plan, jail).map_err(device("the network card"))?;
+    Ok((slots.add(Box::new(net))?, tally))
 }
 
 fn add_platform(vm: &Vm, buses: &mut Buses, marks: &Arc<Marks>) -> Result<Arc<Serial>, BuildError> {

@@ -1,13 +1,15 @@
 //! From what was asked of the network to a card, and the stack behind it.
 
 use std::io;
+use std::sync::{Arc, OnceLock};
 
 use crate::config::net::CardFeature;
 use crate::config::plan::NetPlan;
 use crate::jail::Jail;
+use crate::net::PacketLink as _;
 use crate::net::engine::{Host, Setup};
 use crate::net::follow::{FileWatch, Followed};
-use crate::virtio::net::{Card, Net, Port, features};
+use crate::virtio::net::{Card, Net, Port, Serve, features};
 use crate::virtio::queue::{F_EVENT_IDX, F_INDIRECT_DESC};
 
 fn bit(feature: CardFeature) -> u64 {
@@ -31,25 +33,46 @@ fn bit(feature: CardFeature) -> u64 {
     }
 }
 
-/// The card, with the thread that serves it and the one that looks at the host's resolvers.
+/// What happened on a machine's network: names and numbers, once its thread has ended.
+pub(super) type Tally = Arc<OnceLock<Vec<(String, u64)>>>;
+
+/// The card, and what there will be to say of it. Its thread sleeps until a driver is ready; the stack, and the thread that looks at
+/// the host's resolvers, are made then.
 ///
 /// # Errors
 /// What the host said.
-pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<Net> {
+pub(super) fn device(plan: NetPlan, jail: Jail) -> io::Result<(Net, Tally)> {
     let card = card(&plan);
+    let tally = Tally::default();
+    let told = Arc::clone(&tally);
+    let prepare = Box::new(move || serve(plan, card.ring_size, jail, told));
+    Ok((Net::new(card, prepare, jail)?, tally))
+}
+
+/// Makes the stack's host side. A host that has no descriptor or thread left for it has no network: the card says so.
+fn serve(plan: NetPlan, ring_size: u16, jail: Jail, tally: Tally) -> Serve {
     let followed = Followed::of(&plan.host);
     let mut setup = Setup::new(plan.host, plan.mac, plan.mtu);
     // A guest whose whole ring is held back could not even acknowledge.
-    setup.config.bounds.parked = usize::from(card.ring_size / 2);
-    let (mut host, commands) = Host::new(setup)?;
-    let watch = FileWatch::spawn(jail, followed, commands.clone())?;
-    let serve = Box::new(move |port: &mut Port| {
+    setup.config.bounds.parked = usize::from(ring_size / 2);
+    let Ok((mut host, commands)) = Host::new(setup) else { return Box::new(|_| ()) };
+    // Without the thread, what the files say now stays.
+    let watch = FileWatch::spawn(jail, followed.clone(), commands.clone());
+    if watch.is_err() {
+        followed.tell(&commands);
+    }
+    Box::new(move |port: &mut Port| {
         // Both end with the thread.
         let _kept = (&commands, &watch);
-        // A host that cannot wait has no network: the card says so.
+        // As above.
         host.serve(port).ok();
-    });
-    Net::new(card, serve, jail)
+        if port.has_ended() {
+            let counters = port.counters();
+            let card = counters.named().filter(|&(_, count)| count > 0);
+            let card = card.map(|(name, count)| (format!("card_{name}"), count));
+            tally.set(card.chain(host.report().counts()).collect()).ok();
+        }
+    })
 }
 
 /// The card that the guest sees.

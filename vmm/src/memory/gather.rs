@@ -17,6 +17,8 @@ const MAX_ENTRIES: usize = 1024;
 const INLINE: usize = 64;
 /// Room for one control message with a 16-bit value, aligned as the kernel wants it.
 const CONTROL_WORDS: usize = 3;
+/// Messages that one call sends at most.
+const MAX_MESSAGES: usize = 16;
 
 /// Pieces in the order in which they are sent.
 #[derive(Debug, Default)]
@@ -108,6 +110,33 @@ impl<'a> Gather<'a> {
         self.message(socket, Some(segment))
     }
 
+    /// Sends each of `messages` through a connected UDP socket, as [`Self::send_segments`] where it says so, as one datagram otherwise;
+    /// how many were sent, at least one.
+    ///
+    /// # Errors
+    /// What became of the first one.
+    pub fn send_each(
+        socket: BorrowedFd<'_>,
+        messages: &[(Self, Option<u16>)],
+    ) -> io::Result<usize> {
+        let mut controls = [[0_u64; CONTROL_WORDS]; MAX_MESSAGES];
+        let mut headers: SmallVec<[libc::mmsghdr; MAX_MESSAGES]> = messages
+            .iter()
+            .zip(&mut controls)
+            .map(|((gather, segment), control)| libc::mmsghdr {
+                msg_hdr: gather.header(*segment, control),
+                msg_len: 0,
+            })
+            .collect();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let count = libc::c_uint::try_from(headers.len()).unwrap_or(0);
+        // SAFETY: the entries name memory that `'a` keeps mapped and that the kernel only reads; `controls` and `headers` outlive the
+        // call, and `count` is the number of the latter.
+        let sent =
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, flags) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
     fn push(&mut self, base: *const u8, len: usize) {
         if len == 0 {
             return;
@@ -122,6 +151,15 @@ impl<'a> Gather<'a> {
 
     fn message(&self, socket: BorrowedFd<'_>, segment: Option<u16>) -> io::Result<usize> {
         let mut control = [0_u64; CONTROL_WORDS];
+        let message = self.header(segment, &mut control);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the entries name memory that `'a` keeps mapped, `control` outlives the call, and the kernel only reads both.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// What a call is told of it; good as long as it and `control` are.
+    fn header(&self, segment: Option<u16>, control: &mut [u64; CONTROL_WORDS]) -> libc::msghdr {
         // SAFETY: `msghdr` is a plain C structure for which all zero bytes mean "nothing".
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         // An `Entry` has the layout of an iovec, and sendmsg only reads.
@@ -129,13 +167,10 @@ impl<'a> Gather<'a> {
         message.msg_iovlen = self.entries.len();
         if let Some(segment) = segment {
             message.msg_control = control.as_mut_ptr().cast();
-            message.msg_controllen = size_of_val(&control);
+            message.msg_controllen = size_of_val(control);
             put_segment(&mut message, segment);
         }
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: the entries name memory that `'a` keeps mapped, `control` outlives the call, and the kernel only reads both.
-        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        message
     }
 
     /// Whether something was left out because there were too many pieces.
@@ -216,6 +251,29 @@ mod tests {
         assert_eq!(receiver.recv(&mut bytes).unwrap(), 4);
         assert_eq!(receiver.recv(&mut bytes).unwrap(), 2);
         assert_eq!(&bytes[..2], b"ef");
+    }
+
+    #[test]
+    fn one_call_sends_several_messages() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        let messages: Vec<_> = [("abcde", Some(2)), ("", None), ("fgh", None)]
+            .into_iter()
+            .map(|(text, segment)| {
+                let mut gather = Gather::new();
+                gather.bytes(text.as_bytes());
+                (gather, segment)
+            })
+            .collect();
+        assert_eq!(Gather::send_each(sender.as_fd(), &messages).unwrap(), 3);
+        let mut bytes = [0; 16];
+        for want in ["ab", "cd", "e", "", "fgh"] {
+            let len = receiver.recv(&mut bytes).unwrap();
+            assert_eq!(&bytes[..len], want.as_bytes());
+        }
+        let many: Vec<_> = (0..MAX_MESSAGES + 1).map(|_| (Gather::new(), None)).collect();
+        assert_eq!(Gather::send_each(sender.as_fd(), &many).unwrap(), MAX_MESSAGES);
     }
 
     #[test]

@@ -10,7 +10,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use openshell_usernet::policy::Denied;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::net::{MacAddress, Mtu, NetSpec};
@@ -275,25 +274,10 @@ impl Alone {
 
 /// Counters that are not zero, one a line.
 fn counters(report: &Report) -> String {
-    let sockets = &report.sockets;
-    let others = [
-        ("open_sockets", report.open_sockets as u64),
-        ("sockets_too_many", sockets.too_many),
-        ("sockets_no_port", sockets.no_port),
-        ("datagrams_unsent", sockets.datagrams_unsent),
-        ("datagrams_unread", sockets.datagrams_unread),
-        ("policy_faults", report.policy_faults),
-    ];
     let mut text = String::new();
-    for (name, count) in report.stack.named().chain(others).filter(|&(_, count)| count > 0) {
+    for (name, count) in report.counts() {
         // A String takes everything.
         writeln!(text, "{name} {count}").ok();
-    }
-    for (name, count) in report.names.named().filter(|&(_, count)| count > 0) {
-        writeln!(text, "dns_{name} {count}").ok();
-    }
-    for (name, count) in Denied::NAMES.iter().zip(report.refusals).filter(|&(_, count)| count > 0) {
-        writeln!(text, "denied_{name} {count}").ok();
     }
     text
 }

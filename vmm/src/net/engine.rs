@@ -35,6 +35,8 @@ const EVENT_BATCH: usize = 256;
 /// Frames and their bytes taken from the guest in one turn, so that sockets have theirs.
 const FRAME_BATCH: usize = 256;
 const FRAME_BATCH_BYTES: usize = 1 << 20;
+/// Between two looks at the file of resolvers for want of a resolver.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What an event is about: the upper byte of its data, which [`FlowId::to_bits`] leaves free.
 mod kind {
@@ -112,6 +114,8 @@ pub enum End {
 pub struct Commands {
     sender: Sender<Command>,
     bell: Arc<EventFd>,
+    /// Rung when names cannot be resolved: the host's resolvers may have changed unseen.
+    pub(super) again: Arc<EventFd>,
 }
 
 impl Commands {
@@ -147,7 +151,8 @@ impl Commands {
     #[cfg(test)]
     pub(super) fn pair() -> (Self, Receiver<Command>) {
         let (sender, receiver) = channel();
-        (Self { sender, bell: Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()) }, receiver)
+        let eventfd = || Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        (Self { sender, bell: eventfd(), again: eventfd() }, receiver)
     }
 
     fn send(&self, command: Command) {
@@ -166,6 +171,9 @@ pub struct Host {
     epoll: Arc<Epoll>,
     commands: Receiver<Command>,
     bell: Arc<EventFd>,
+    again: Arc<EventFd>,
+    /// When it was rung last.
+    asked: Option<Instant>,
     addresses: Option<Addresses>,
     resolvers: Vec<SocketAddr>,
     recorder: Option<Recorder>,
@@ -185,6 +193,7 @@ impl Host {
     pub fn new(setup: Setup) -> io::Result<(Self, Commands)> {
         let (sender, commands) = channel();
         let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let again = Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let epoll = Arc::new(Epoll::new()?);
         let watch = |fd, kind, number, events| watch(&epoll, fd, kind, number, events);
         watch(bell.as_raw_fd(), kind::BELL, 0, EventSet::IN)?;
@@ -197,12 +206,15 @@ impl Host {
         if let Some(addresses) = &addresses {
             watch(addresses.as_fd().as_raw_fd(), kind::ADDRESSES, 0, EventSet::IN)?;
         }
+        let mtu = setup.config.mtu;
         let host = Self {
             config: setup.config,
-            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, setup.ports),
+            sockets: HostSockets::new(Arc::clone(&epoll), setup.sockets, mtu, setup.ports),
             epoll,
             commands,
             bell: Arc::clone(&bell),
+            again: Arc::clone(&again),
+            asked: None,
             addresses,
             resolvers: setup.resolvers,
             recorder: setup.capture.map(|files| Recorder::new(files, Instant::from_nanos(0))),
@@ -212,7 +224,7 @@ impl Host {
             began: HostInstant::now(),
             told: Report::default(),
         };
-        Ok((host, Commands { sender, bell }))
+        Ok((host, Commands { sender, bell, again }))
     }
 
     /// Drives a new stack on `link` until either ends. The sockets of a stack before it are closed.
@@ -256,6 +268,14 @@ impl Host {
             open_sockets: self.sockets.open_sockets(),
             policy_faults: self.policy_faults,
             ..self.told
+        }
+    }
+
+    /// Has whoever follows the file of resolvers look at it, now and then.
+    fn ask_resolvers(&mut self, now: Instant) {
+        if self.asked.is_none_or(|asked| now.since(asked) >= ASK_AGAIN) {
+            self.asked = Some(now);
+            self.again.write(1).ok();
         }
     }
 
@@ -436,6 +456,9 @@ impl<L: PacketLink> Engine<'_, L> {
             self.stack.socket_ready(now, flow, readiness, &mut io);
         }
         self.stack.flush(now, &mut io);
+        if self.stack.take_wants_resolvers() {
+            self.host.ask_resolvers(now);
+        }
         while let Some(refusal) = self.stack.take_refusal() {
             if let Some(log) = &mut self.host.log {
                 log.refusal(&refusal);

@@ -32,6 +32,7 @@ const SETTLE: Duration = Duration::from_millis(20);
 mod token {
     pub(super) const STOP: u64 = 0;
     pub(super) const CHANGE: u64 = 1;
+    pub(super) const AGAIN: u64 = 2;
 }
 
 /// What is followed.
@@ -52,6 +53,13 @@ impl Followed {
         };
         let rules = plan.rules.file.is_some().then(|| plan.rules.clone());
         Self { resolvers, rules, policy: Arc::clone(&plan.policy) }
+    }
+
+    /// Tells which resolvers there are now.
+    pub fn tell(&self, commands: &Commands) {
+        if let Some(path) = &self.resolvers {
+            commands.set_resolvers(resolvers::read(path).unwrap_or_default());
+        }
     }
 
     fn files(&self) -> impl Iterator<Item = &Path> {
@@ -80,6 +88,7 @@ impl FileWatch {
         let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let waiter = Waiter::new()?;
         waiter.add_readable(stop.as_raw_fd(), token::STOP)?;
+        waiter.add_readable(commands.again.as_raw_fd(), token::AGAIN)?;
         let watch = watch::directories(std::iter::empty())?;
         waiter.add_readable(watch.as_raw_fd(), token::CHANGE)?;
         let linger = Linger::of(watch.as_fd());
@@ -120,6 +129,7 @@ impl Follower {
             }
             std::thread::sleep(SETTLE);
             watch::clear(self.watch.as_fd());
+            self.commands.again.read().ok();
             self.look();
         }
     }
@@ -196,12 +206,15 @@ mod tests {
         };
         let plan = net_plan::open(&spec).unwrap();
         let (commands, told) = Commands::pair();
+        let again = Arc::clone(&commands.again);
         let jail = Jail { seccomp: false };
         let watch = FileWatch::spawn(jail, Followed::of(&plan), commands).unwrap();
         assert!(matches!(next(&told), Command::Resolvers(none) if none.is_empty()), "no file yet");
         fs::write(&conf, "nameserver 192.0.2.1").unwrap();
         let server = "192.0.2.1:53".parse().unwrap();
         assert!(matches!(next(&told), Command::Resolvers(now) if now == [server]));
+        // Asked to, it looks again, and tells only what is new.
+        again.write(1).unwrap();
         replace(&rules, "rules = [\"deny pubic\"]");
         let Command::NoPolicy(why) = next(&told) else { panic!("the rule is wrong") };
         assert!(why.ends_with("did you mean `public`?"), "{why}");

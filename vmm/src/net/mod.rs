@@ -16,6 +16,7 @@ pub mod resolvers;
 mod setup;
 mod sockets;
 pub mod stream;
+mod tally;
 pub mod tap;
 pub mod thread;
 pub mod vnet_header;

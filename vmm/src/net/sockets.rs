@@ -16,13 +16,15 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use openshell_usernet::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received};
+use openshell_usernet::sockets::{
+    Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent,
+};
 use openshell_usernet::{FlowId, Sockets};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::config::publish::PublishedPort;
 use crate::memory::Gather;
-use crate::sys::inet::{self, Kind, NumberOption};
+use crate::sys::inet::{self, Kind, MAX_DATAGRAMS, NumberOption};
 
 use super::link::Iovecs;
 use echo::Echo;
@@ -30,8 +32,12 @@ use udp::Udp;
 
 /// Bytes that wait in a socket unsent before it takes no more: a tenth of a second at 40 Mb/s, and enough for one that is faster.
 const UNSENT_BYTES: u32 = 512 << 10;
-/// The least send space that is told of a writable socket, in bytes: it takes a whole buffer more than its bound.
+/// The least send space that is told of a writable socket, in bytes: it takes a whole buffer more than its bound. Two packets are
+/// told at least: a guest whose packets are larger than the socket's first buffer would send none, and the buffer never grow; what the
+/// socket does not take of them is held back.
 const LEAST_SPACE_BYTES: u32 = 16 << 10;
+/// Places of a page.
+const PAGE: usize = 256;
 /// Places of flows; the tables of the stack have fewer.
 const MAX_PLACES: usize = 1 << 17;
 /// Bytes of a datagram.
@@ -54,16 +60,18 @@ pub struct SocketCounters {
 #[derive(Debug)]
 pub struct HostSockets {
     epoll: Arc<Epoll>,
-    /// By the places of flows.
-    places: Vec<Option<Place>>,
+    /// By the places of flows; a page is there from when it is needed. The parts of a stack have flows in stretches far from each other.
+    pages: Vec<Vec<Option<Place>>>,
     open: usize,
     bound: usize,
+    /// In bytes: see [`LEAST_SPACE_BYTES`].
+    least_space: u32,
     forwards: Vec<PublishedPort>,
     /// Who has a socket of its own at a published UDP port.
     visitors: HashMap<(ForwardId, SocketAddr), FlowId>,
     /// Flows that were given something to read here.
     woken: Vec<FlowId>,
-    /// Where a datagram goes that is longer than those before it.
+    /// Where datagrams go that are longer than those before them. Made when it is needed: its pages are the kernel's until then.
     overflow: Vec<u8>,
     counters: SocketCounters,
 }
@@ -77,23 +85,25 @@ struct Place {
 #[derive(Debug)]
 enum Socket {
     Tcp(OwnedFd),
-    Udp(Udp),
-    Echo(Echo),
+    Udp(Box<Udp>),
+    Echo(Box<Echo>),
 }
 
 impl HostSockets {
-    /// At most `bound` sockets, told by `epoll` under [`FlowId::to_bits`], and `forwards`, which the caller waits for.
+    /// At most `bound` sockets for a guest with packets of `mtu` bytes, told by `epoll` under [`FlowId::to_bits`], and `forwards`,
+    /// which the caller waits for.
     #[must_use]
-    pub fn new(epoll: Arc<Epoll>, bound: usize, forwards: Vec<PublishedPort>) -> Self {
+    pub fn new(epoll: Arc<Epoll>, bound: usize, mtu: u16, forwards: Vec<PublishedPort>) -> Self {
         Self {
             epoll,
-            places: Vec::new(),
+            pages: Vec::new(),
             open: 0,
             bound,
+            least_space: LEAST_SPACE_BYTES.max(2 * u32::from(mtu)),
             forwards,
             visitors: HashMap::new(),
             woken: Vec::new(),
-            overflow: vec![0; MAX_DATAGRAM_BYTES],
+            overflow: Vec::new(),
             counters: SocketCounters::default(),
         }
     }
@@ -118,12 +128,10 @@ impl HostSockets {
 
     /// Closes the sockets of all flows; published ports stay.
     pub fn close_all(&mut self) {
-        self.places.clear();
+        self.pages.clear();
         self.visitors.clear();
         self.woken.clear();
         self.open = 0;
-        // It is away while it is used, which a panic may have ended.
-        self.overflow.resize(MAX_DATAGRAM_BYTES, 0);
     }
 
     /// Takes a flow that has something to read though its socket says nothing of it.
@@ -147,11 +155,14 @@ impl HostSockets {
         let event = EpollEvent::new(events, flow.to_bits());
         let fd = socket.fd().as_raw_fd();
         self.epoll.ctl(ControlOperation::Add, fd, event).map_err(|error| told(&error))?;
-        let index = flow.index() as usize;
-        if self.places.len() <= index {
-            self.places.resize_with(index + 1, || None);
+        let (page, at) = (flow.index() as usize / PAGE, flow.index() as usize % PAGE);
+        if self.pages.len() <= page {
+            self.pages.resize_with(page + 1, Vec::new);
         }
-        let before = self.places[index].replace(Place { flow, socket });
+        if self.pages[page].is_empty() {
+            self.pages[page].resize_with(PAGE, || None);
+        }
+        let before = self.pages[page][at].replace(Place { flow, socket });
         self.open += 1;
         if let Some(before) = before {
             self.forget(&before);
@@ -159,8 +170,19 @@ impl HostSockets {
         Ok(())
     }
 
+    /// It is to be put back; after a panic there is another one.
+    fn take_overflow(&mut self) -> Vec<u8> {
+        let overflow = std::mem::take(&mut self.overflow);
+        if overflow.is_empty() { vec![0; MAX_DATAGRAM_BYTES * MAX_DATAGRAMS] } else { overflow }
+    }
+
+    fn place(&mut self, flow: FlowId) -> Option<&mut Option<Place>> {
+        let index = flow.index() as usize;
+        self.pages.get_mut(index / PAGE)?.get_mut(index % PAGE)
+    }
+
     fn find(&mut self, flow: FlowId) -> Option<&mut Socket> {
-        let place = self.places.get_mut(flow.index() as usize)?.as_mut()?;
+        let place = self.place(flow)?.as_mut()?;
         (place.flow == flow).then_some(&mut place.socket)
     }
 
@@ -173,7 +195,8 @@ impl HostSockets {
 
     fn forget(&mut self, place: &Place) {
         self.open -= 1;
-        if let Socket::Udp(Udp { visitor: Some(visitor), .. }) = &place.socket
+        if let Socket::Udp(udp) = &place.socket
+            && let Some(visitor) = &udp.visitor
             && self.visitors.get(visitor) == Some(&place.flow)
         {
             self.visitors.remove(visitor);
@@ -271,7 +294,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         if !writable && !inet::ask_writable(socket) {
             return 0;
         }
-        space.max(LEAST_SPACE_BYTES) as usize
+        space.max(self.least_space) as usize
     }
 
     fn tcp_shutdown_write(&mut self, flow: FlowId) {
@@ -287,7 +310,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
             self.count_connect_error(&error);
             told(&error)
         })?;
-        self.keep(flow, Socket::Udp(udp))
+        self.keep(flow, Socket::Udp(Box::new(udp)))
     }
 
     fn udp_accept(
@@ -298,21 +321,12 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         self.accept_datagram(forward, flow)
     }
 
-    fn udp_send(
-        &mut self,
-        flow: FlowId,
-        payload: &P,
-        segment: Option<u16>,
-    ) -> Result<(), HostError> {
-        let mut gather = Gather::new();
-        payload.gather(&mut gather);
-        self.send_datagrams(flow, &gather, segment)
+    fn udp_send(&mut self, flow: FlowId, batch: &[Unsent<P>]) -> Result<(), Unsendable> {
+        self.send_datagrams(flow, batch)
     }
 
     fn udp_send_bytes(&mut self, flow: FlowId, bytes: &[u8]) -> Result<(), HostError> {
-        let mut gather = Gather::new();
-        gather.bytes(bytes);
-        self.send_datagrams(flow, &gather, None)
+        self.send_datagram(flow, bytes)
     }
 
     fn udp_receive(
@@ -320,7 +334,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         flow: FlowId,
         into: &mut [u8],
     ) -> Result<Option<Datagrams>, HostError> {
-        let mut overflow = std::mem::take(&mut self.overflow);
+        let mut overflow = self.take_overflow();
         let received = match self.find(flow) {
             Some(Socket::Udp(udp)) => udp.receive(into, &mut overflow),
             _ => Err(HostError::Other(libc::EBADF)),
@@ -332,7 +346,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
     fn echo_open(&mut self, flow: FlowId, peer: SocketAddr) -> Result<(), HostError> {
         self.admit(flow)?;
         let echo = Echo::connect(peer).map_err(|error| told(&error))?;
-        self.keep(flow, Socket::Echo(echo))
+        self.keep(flow, Socket::Echo(Box::new(echo)))
     }
 
     fn echo_send(&mut self, flow: FlowId, sequence: u16, data: &[u8]) -> Result<(), HostError> {
@@ -365,7 +379,7 @@ impl<P: Iovecs> Sockets<P> for HostSockets {
         if self.find(flow).is_none() {
             return;
         }
-        let Some(place) = self.places.get_mut(flow.index() as usize).and_then(Option::take) else {
+        let Some(place) = self.place(flow).and_then(Option::take) else {
             return;
         };
         if let (Socket::Tcp(fd), Close::Reset) = (&place.socket, how) {

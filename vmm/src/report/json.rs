@@ -3,6 +3,7 @@
 //! Invariant: the file holds a whole document from before the machine starts, and whatever ends the process leaves one. Keys
 //! are only ever added while `schema` stays the same.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -29,6 +30,8 @@ pub struct Document {
     registers: Option<Registers>,
     boot_trace: Option<Trace>,
     console_tail: Vec<String>,
+    /// Counts of the network that are not zero.
+    network: BTreeMap<String, u64>,
 }
 
 impl Document {
@@ -42,6 +45,7 @@ impl Document {
             registers: verdict.registers.map(|(_, registers)| registers),
             boot_trace: Some(Trace::of(&outcome.trace)),
             console_tail: outcome.console.lines(),
+            network: outcome.network.iter().cloned().collect(),
             ..Self::of_failure(verdict)
         }
     }
@@ -62,6 +66,7 @@ impl Document {
             registers: None,
             boot_trace: None,
             console_tail: Vec::new(),
+            network: BTreeMap::new(),
         }
     }
 }

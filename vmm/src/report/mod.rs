@@ -26,6 +26,8 @@ pub struct Outcome {
     pub console: ConsoleTail,
     /// The last exit of the vCPU that ended the run, in words.
     pub last_exit: Option<String>,
+    /// What happened on its network, by name; nothing where the guest did not use one.
+    pub network: Vec<(String, u64)>,
 }
 
 /// Why a machine stopped.

@@ -61,6 +61,14 @@ pub fn ending(outcome: &Outcome, verdict: &Verdict) -> String {
     text
 }
 
+/// What happened on the network, one count a line; empty when nothing did.
+#[must_use]
+pub fn network(counts: &[(String, u64)]) -> String {
+    let lines = counts.iter().map(|(name, count)| format!("  {name:<32}{count:>14}\n"));
+    let lines: String = lines.collect();
+    if lines.is_empty() { lines } else { format!("network:\n{lines}") }
+}
+
 /// The phases as a table.
 #[must_use]
 pub fn boot_trace(trace: &BootTrace) -> String {

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "socket calls that the standard library does not offer")]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_uint};
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
@@ -332,36 +332,97 @@ pub struct Datagram {
 /// `WouldBlock` when none waits; what the socket says of earlier ones.
 pub fn receive_datagram(socket: BorrowedFd<'_>, into: &mut [&mut [u8]]) -> io::Result<Datagram> {
     let mut vectors = vectors_of(into);
-    let mut from = zeroed_storage();
-    let mut control = [0_u64; CONTROL_WORDS];
-    let mut message = zeroed_message();
-    message.msg_name = (&raw mut from).cast();
-    message.msg_namelen = socklen(size_of_val(&from));
-    message.msg_iov = vectors.as_mut_ptr();
-    message.msg_iovlen = vectors.len();
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control);
+    let mut beside = Beside::new();
+    let mut message = beside.message(&mut vectors);
     // SAFETY: name, vectors and control have the lengths given and outlive the call.
     let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
     let len = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-    let (mut segment, mut to) = (None, None);
-    each_control(&message, |level, kind, data| match (level, kind) {
-        (libc::SOL_UDP, libc::UDP_GRO) => segment = word(data, 0).map(|size| size as usize),
-        // struct in_pktinfo: interface, local address, destination.
-        (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = array::<4>(data, 8).map(IpAddr::from),
-        // struct in6_pktinfo: destination, interface.
-        (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-            to = array::<16>(data, 0).map(IpAddr::from);
+    Ok(beside.datagram(&message, len))
+}
+
+/// Datagrams that one [`receive_datagrams`] reads at most.
+pub const MAX_DATAGRAMS: usize = 16;
+
+/// Reads as many datagrams as wait, each into two pieces of its own, the first one filled first.
+///
+/// # Errors
+/// `WouldBlock` when none waits; what the socket says of earlier ones.
+pub fn receive_datagrams(
+    socket: BorrowedFd<'_>,
+    places: &mut [[&mut [u8]; 2]],
+) -> io::Result<SmallVec<[Datagram; MAX_DATAGRAMS]>> {
+    let mut beside = [const { Beside::new() }; MAX_DATAGRAMS];
+    let mut vectors: SmallVec<[[libc::iovec; 2]; MAX_DATAGRAMS]> = places
+        .iter_mut()
+        .map(|place| {
+            place.each_mut().map(|piece| libc::iovec {
+                iov_base: piece.as_mut_ptr().cast(),
+                iov_len: piece.len(),
+            })
+        })
+        .collect();
+    let mut headers: SmallVec<[libc::mmsghdr; MAX_DATAGRAMS]> = vectors
+        .iter_mut()
+        .zip(&mut beside)
+        .map(|(vectors, beside)| libc::mmsghdr { msg_hdr: beside.message(vectors), msg_len: 0 })
+        .collect();
+    let (fd, count) = (socket.as_raw_fd(), c_uint::try_from(headers.len()).unwrap_or(0));
+    let flags = libc::MSG_DONTWAIT;
+    // SAFETY: names, vectors and controls have the lengths given and outlive the call; the vectors name pieces that are borrowed for
+    // writing; there are `count` headers, and no time is waited.
+    let got =
+        unsafe { libc::recvmmsg(fd, headers.as_mut_ptr(), count, flags, std::ptr::null_mut()) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let filled = headers.iter().zip(&beside).take(got);
+    Ok(filled
+        .map(|(header, beside)| beside.datagram(&header.msg_hdr, header.msg_len as usize))
+        .collect())
+}
+
+/// What the kernel tells of a datagram beside its bytes.
+struct Beside {
+    from: libc::sockaddr_storage,
+    control: [u64; CONTROL_WORDS],
+}
+
+impl Beside {
+    const fn new() -> Self {
+        Self { from: zeroed_storage(), control: [0; CONTROL_WORDS] }
+    }
+
+    /// What a call is told to write to; good as long as this and `vectors` are.
+    fn message(&mut self, vectors: &mut [libc::iovec]) -> libc::msghdr {
+        let mut message = zeroed_message();
+        message.msg_name = (&raw mut self.from).cast();
+        message.msg_namelen = socklen(size_of_val(&self.from));
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = vectors.len();
+        message.msg_control = self.control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&self.control);
+        message
+    }
+
+    /// What `message` tells of `len` bytes, after a call.
+    fn datagram(&self, message: &libc::msghdr, len: usize) -> Datagram {
+        let (mut segment, mut to) = (None, None);
+        each_control(message, |level, kind, data| match (level, kind) {
+            (libc::SOL_UDP, libc::UDP_GRO) => segment = word(data, 0).map(|size| size as usize),
+            // struct in_pktinfo: interface, local address, destination.
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = array::<4>(data, 8).map(IpAddr::from),
+            // struct in6_pktinfo: destination, interface.
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                to = array::<16>(data, 0).map(IpAddr::from);
+            }
+            _ => {}
+        });
+        Datagram {
+            len,
+            cut: message.msg_flags & libc::MSG_TRUNC != 0,
+            segment: segment.filter(|&size| size > 0 && size < len),
+            from: address_of(&self.from),
+            to,
         }
-        _ => {}
-    });
-    Ok(Datagram {
-        len,
-        cut: message.msg_flags & libc::MSG_TRUNC != 0,
-        segment: segment.filter(|&size| size > 0 && size < len),
-        from: address_of(&from),
-        to,
-    })
+    }
 }
 
 /// What ICMP, or the host itself, said about a datagram that was sent.
@@ -502,7 +563,7 @@ fn zeroed_message() -> libc::msghdr {
     unsafe { std::mem::zeroed() }
 }
 
-fn zeroed_storage() -> libc::sockaddr_storage {
+const fn zeroed_storage() -> libc::sockaddr_storage {
     // SAFETY: a plain C structure; all zero bytes are an address of no family.
     unsafe { std::mem::zeroed() }
 }
@@ -554,6 +615,27 @@ mod tests {
         assert_eq!(got.to, Some("127.0.0.7".parse().unwrap()));
         let error = receive_datagram(socket.as_fd(), &mut [&mut a]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn one_call_reads_what_waits() {
+        let socket = open(LOOPBACK, Kind::Datagram).unwrap();
+        bind(socket.as_fd(), (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for text in ["abc", "", "defgh"] {
+            sender.send_to(text.as_bytes(), local_address(socket.as_fd()).unwrap()).unwrap();
+        }
+        let mut bytes = [[0; 7]; 4];
+        let read = |bytes: &mut [[u8; 7]; 4]| {
+            let mut places: Vec<_> =
+                bytes.iter_mut().map(|bytes| bytes.split_at_mut(3).into()).collect();
+            receive_datagrams(socket.as_fd(), &mut places)
+        };
+        let got = read(&mut bytes).unwrap();
+        assert_eq!(got.iter().map(|got| got.len).collect::<Vec<_>>(), [3, 0, 5]);
+        assert!(got.iter().all(|got| got.from == sender.local_addr().ok() && !got.cut));
+        assert_eq!((&bytes[0][..3], &bytes[2][..5]), (&b"abc"[..], &b"defgh"[..]));
+        assert_eq!(read(&mut bytes).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

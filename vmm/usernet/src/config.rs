@@ -62,7 +62,7 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self {
-            tcp_flows: 8_192,
+            tcp_flows: 16_384,
             pending: 1_024,
             pending_per_destination: 64,
             pending_time: Duration::from_secs(30),

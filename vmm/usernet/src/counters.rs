@@ -34,6 +34,8 @@ counters! {
     misdirected,
     /// Frames of protocols that nobody here speaks.
     unserved,
+    /// Packets that had no hop left to go further.
+    hops_exceeded,
     /// Connections that the guest asked for.
     tcp_opened,
     /// Connections that stood.

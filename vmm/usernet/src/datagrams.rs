@@ -21,11 +21,11 @@ use crate::link::{Frame, Offload, Payload, Segmentation};
 use crate::ndp::{self, Message, Router};
 use crate::policy::{Denied, Egress, Protocol, Route, Scene, Transport};
 use crate::siphash::SipKey;
-use crate::sockets::{ForwardId, HostError, Readiness};
+use crate::sockets::{ForwardId, HostError, Readiness, Unsent};
 use crate::table::{Endpoint, FlowKey};
 use crate::time::Instant;
 use crate::turn::Turn;
-use crate::udp::{DNS_PORT, Udp, UdpBounds};
+use crate::udp::{DNS_PORT, Outbox, Udp, UdpBounds};
 use crate::wire::{
     ArpPacket, Headers, Icmp, IcmpHeader, IpHeader, Macs, Part, UdpHeader, ethertype, icmpv6,
     protocol,
@@ -103,7 +103,7 @@ impl<P: Payload> Body<'_, P> {
 
 /// Datagrams of one guest.
 #[derive(Debug)]
-pub struct Datagrams {
+pub struct Datagrams<P> {
     macs: Macs,
     guest: Ipv4Addr,
     lease: Lease,
@@ -115,17 +115,20 @@ pub struct Datagrams {
     forwards: Vec<Option<u16>>,
     delivery: Delivery,
     udp: Udp,
+    outbox: Outbox<P>,
     echo: Echo,
     fragments: Fragments,
 }
 
-impl Datagrams {
+impl DatagramBounds {
     /// How many names flows take at most.
     #[must_use]
-    pub const fn names_needed(bounds: &DatagramBounds) -> u32 {
-        Udp::names_needed(&bounds.udp) + Echo::names_needed(&bounds.echo)
+    pub const fn names_needed(&self) -> u32 {
+        Udp::names_needed(&self.udp) + Echo::names_needed(&self.echo)
     }
+}
 
+impl<P: Payload> Datagrams<P> {
     /// For the guest of `scene` on the link of `config`. Names of flows have the indices from `base` on; `secret` keys what the
     /// guest should not be able to guess.
     #[must_use]
@@ -178,6 +181,7 @@ impl Datagrams {
             forwards: forwards.collect(),
             delivery: Delivery::new(config, errors, identification),
             udp: Udp::new(bounds.udp, base, secret),
+            outbox: Outbox::default(),
             echo: Echo::new(bounds.echo, base + Udp::names_needed(&bounds.udp), secret),
             fragments: Fragments::new(bounds.fragments),
         }
@@ -209,7 +213,7 @@ impl Datagrams {
     }
 
     /// Sends an answer of the resolver at the gateway's address.
-    pub fn answer<P: Payload>(
+    pub fn answer(
         &mut self,
         source: SocketAddr,
         destination: SocketAddr,
@@ -220,7 +224,7 @@ impl Datagrams {
     }
 
     /// An ARP packet from the guest.
-    pub fn guest_arp<P: Payload>(&mut self, part: Part<'_>, turn: &mut Turn<'_, P>, scene: &Scene) {
+    pub fn guest_arp(&mut self, part: Part<'_>, turn: &mut Turn<'_, P>, scene: &Scene) {
         let Ok(packet) = ArpPacket::parse(part) else {
             turn.counters.malformed += 1;
             return;
@@ -243,7 +247,7 @@ impl Datagrams {
 
     /// A packet from the guest that is not TCP: `packet` is all of it, `ip` its header and `transport` what stands behind that. A
     /// query that is to be answered at the gateway's address comes back.
-    pub fn guest_packet<P: Payload>(
+    pub fn guest_packet(
         &mut self,
         ip: &IpHeader,
         packet: Part<'_>,
@@ -307,7 +311,7 @@ impl Datagrams {
         }
     }
 
-    fn datagram<P: Payload>(
+    fn datagram(
         &mut self,
         ip: &IpHeader,
         packet: Part<'_>,
@@ -334,7 +338,7 @@ impl Datagrams {
         }
     }
 
-    fn guest_udp<P: Payload>(
+    fn guest_udp(
         &mut self,
         ip: &IpHeader,
         transport: Part<'_>,
@@ -371,13 +375,10 @@ impl Datagrams {
             guest: Endpoint::new(guest.ip(), guest.port()),
             remote: Endpoint::new(to.ip(), to.port()),
         };
-        let sent = match self.udp.find(&ends) {
-            Some(id) => self.send(id, &body, segment, turn),
+        let found = match self.udp.find(&ends) {
+            Some(id) => Ok(id),
             None => match egress.flow(turn.now, Transport::Udp, to) {
-                Ok(Route::Socket(peer)) => match self.udp.open(ends, peer, turn) {
-                    Ok(id) => self.send(id, &body, segment, turn),
-                    Err(error) => Err(error),
-                },
+                Ok(Route::Socket(peer)) => self.udp.open(ends, peer, turn),
                 Ok(Route::Stack) if to.port() == DNS_PORT => {
                     return Some(Query { guest, at: to, bytes: body.to_vec() });
                 }
@@ -388,6 +389,7 @@ impl Datagrams {
                 }
             },
         };
+        let sent = found.and_then(|id| self.send(id, body, segment, turn));
         if let Err(error) = sent
             && let Some(fault) = Fault::of(error)
         {
@@ -396,32 +398,38 @@ impl Datagrams {
         None
     }
 
-    fn send<P: Payload>(
+    fn send(
         &mut self,
         id: FlowId,
-        body: &Body<'_, P>,
+        body: Body<'_, P>,
         segment: Option<u16>,
         turn: &mut Turn<'_, P>,
     ) -> Result<(), HostError> {
+        let Self { udp, outbox, delivery, .. } = self;
         match body {
-            Body::InPlace(payload) => self.udp.send(id, payload, segment, turn),
-            Body::Joined(bytes) => self.udp.send_bytes(id, bytes, turn),
+            Body::InPlace(payload) => {
+                outbox.push(id, Unsent { payload, segment }, udp, delivery, turn);
+                Ok(())
+            }
+            Body::Joined(bytes) => {
+                outbox.send(udp, delivery, turn);
+                udp.send_bytes(id, bytes, turn)
+            }
         }
     }
 
-    fn report_udp<P: Payload>(
-        &mut self,
-        fault: Fault,
-        ends: &FlowKey,
-        len: usize,
-        turn: &mut Turn<'_, P>,
-    ) {
+    /// Sends the datagrams of the guest that have waited for others of their flows.
+    pub fn send_out(&mut self, turn: &mut Turn<'_, P>) {
+        self.outbox.send(&mut self.udp, &mut self.delivery, turn);
+    }
+
+    fn report_udp(&mut self, fault: Fault, ends: &FlowKey, len: usize, turn: &mut Turn<'_, P>) {
         let len = u16::try_from(len).unwrap_or(u16::MAX);
         self.delivery.report(fault, Quote::udp(ends, len), turn);
     }
 
     /// Answers DHCP; whether it was that.
-    fn guest_asks_for_settings<P: Payload>(
+    fn guest_asks_for_settings(
         &mut self,
         guest: SocketAddr,
         to: SocketAddr,
@@ -451,7 +459,7 @@ impl Datagrams {
         true
     }
 
-    fn answer_dhcp<P: Payload>(&mut self, body: &Body<'_, P>, turn: &mut Turn<'_, P>) -> bool {
+    fn answer_dhcp(&mut self, body: &Body<'_, P>, turn: &mut Turn<'_, P>) -> bool {
         let bytes = body.first(MAX_DHCP);
         let Ok(reply) = dhcp::answer(&bytes, self.macs.guest, &self.lease) else { return false };
         let header = Header::Udp {
@@ -463,7 +471,7 @@ impl Datagrams {
         true
     }
 
-    fn answer_dhcpv6<P: Payload>(
+    fn answer_dhcpv6(
         &mut self,
         guest: SocketAddr,
         body: &Body<'_, P>,
@@ -484,7 +492,7 @@ impl Datagrams {
         true
     }
 
-    fn guest_icmp<P: Payload>(
+    fn guest_icmp(
         &mut self,
         icmp: Icmp,
         ip: &IpHeader,
@@ -536,7 +544,7 @@ impl Datagrams {
         }
     }
 
-    fn guest_discovers<P: Payload>(
+    fn guest_discovers(
         &mut self,
         ip: &IpHeader,
         header: &IcmpHeader,
@@ -554,14 +562,14 @@ impl Datagrams {
         self.send_message(&message, turn);
     }
 
-    fn send_message<P: Payload>(&mut self, message: &Message, turn: &mut Turn<'_, P>) {
+    fn send_message(&mut self, message: &Message, turn: &mut Turn<'_, P>) {
         let (source, destination) = (message.source.into(), message.destination.into());
         let header = Header::Icmp { source, destination, header: message.header };
         self.delivery.send(header, &message.body, turn);
     }
 
     /// Tells the guest of its router before what it knows of it is too old.
-    fn advertise<P: Payload>(&mut self, turn: &mut Turn<'_, P>) {
+    fn advertise(&mut self, turn: &mut Turn<'_, P>) {
         if let Some(router) = &self.router
             && self.advertises_at.is_some_and(|at| at <= turn.now)
         {
@@ -572,7 +580,7 @@ impl Datagrams {
     }
 
     /// Somebody waits at a published port. Whether more may wait there than was taken.
-    pub fn forward_ready<P: Payload>(
+    pub fn forward_ready(
         &mut self,
         forward: ForwardId,
         turn: &mut Turn<'_, P>,
@@ -605,17 +613,18 @@ impl Datagrams {
     }
 
     /// The link may have room again.
-    pub fn link_ready<P: Payload>(&mut self, turn: &mut Turn<'_, P>) {
+    pub fn link_ready(&mut self, turn: &mut Turn<'_, P>) {
         self.delivery.link_ready(turn);
     }
 
     /// The guest has reset its network card: what waits for it is forgotten.
     pub fn link_reset(&mut self) {
+        self.outbox.clear();
         self.delivery.clear();
     }
 
     /// Ends what was idle for its time.
-    pub fn run_timers<P: Payload>(&mut self, turn: &mut Turn<'_, P>) {
+    pub fn run_timers(&mut self, turn: &mut Turn<'_, P>) {
         self.udp.run_timers(turn);
         self.echo.run_timers(turn);
         self.fragments.expire(turn.now);
@@ -623,7 +632,7 @@ impl Datagrams {
     }
 
     /// Reads what sockets have, a bounded amount, and sends it to the guest. Whether something may be left for another flush at once.
-    pub fn flush<P: Payload>(&mut self, turn: &mut Turn<'_, P>) -> bool {
+    pub fn flush(&mut self, turn: &mut Turn<'_, P>) -> bool {
         let echo = self.echo.flush(&mut self.delivery, turn);
         self.udp.flush(&mut self.delivery, turn) || echo
     }
@@ -641,7 +650,7 @@ impl Datagrams {
     }
 
     /// Ends flows that the policy of this moment refuses.
-    pub fn sweep<P: Payload>(&mut self, turn: &mut Turn<'_, P>, egress: &mut Egress) {
+    pub fn sweep(&mut self, turn: &mut Turn<'_, P>, egress: &mut Egress) {
         let now = turn.now;
         let mut stays =
             |protocol, to| matches!(egress.live_flow(now, protocol, to), Ok(Route::Socket(_)));

@@ -36,6 +36,8 @@ pub enum Fault {
     Network,
     /// Forbidden.
     Prohibited,
+    /// It may go no further: no hop was left.
+    Hops,
     /// Longer than the path takes, whose MTU in bytes comes along where it is known.
     TooBig(Option<u16>),
 }
@@ -67,6 +69,7 @@ impl Fault {
                 Self::Host => (icmpv4::UNREACHABLE, icmpv4::HOST, [0; 4]),
                 Self::Network => (icmpv4::UNREACHABLE, icmpv4::NET, [0; 4]),
                 Self::Prohibited => (icmpv4::UNREACHABLE, icmpv4::PROHIBITED, [0; 4]),
+                Self::Hops => (icmpv4::TIME_EXCEEDED, 0, [0; 4]),
                 Self::TooBig(mtu) => {
                     let [high, low] = mtu.unwrap_or(1_280).max(68).to_be_bytes();
                     (icmpv4::UNREACHABLE, icmpv4::FRAGMENTATION_NEEDED, [0, 0, high, low])
@@ -79,6 +82,7 @@ impl Fault {
                 Self::Host => (icmpv6::UNREACHABLE, icmpv6::ADDRESS, [0; 4]),
                 Self::Network => (icmpv6::UNREACHABLE, icmpv6::NO_ROUTE, [0; 4]),
                 Self::Prohibited => (icmpv6::UNREACHABLE, icmpv6::PROHIBITED, [0; 4]),
+                Self::Hops => (icmpv6::TIME_EXCEEDED, 0, [0; 4]),
                 Self::TooBig(mtu) => {
                     let mtu = u32::from(mtu.unwrap_or(1_280).max(1_280));
                     (icmpv6::PACKET_TOO_BIG, 0, mtu.to_be_bytes())

@@ -8,7 +8,8 @@ use std::rc::Rc;
 
 use crate::link::{LinkFull, Offload, Offloads, Payload};
 use crate::sockets::{
-    Close, Connect, Datagrams, ForwardId, HostError, Readiness, Received, Sockets,
+    Close, Connect, Datagrams, ForwardId, HostError, Readiness, Received, Sockets, Unsendable,
+    Unsent,
 };
 use crate::{FlowId, Link};
 
@@ -258,15 +259,13 @@ impl Sockets<Bytes> for MockSockets {
         Ok(self.accept(flow))
     }
 
-    fn udp_send(
-        &mut self,
-        flow: FlowId,
-        payload: &Bytes,
-        segment: Option<u16>,
-    ) -> Result<(), HostError> {
-        let len = segment.map_or(payload.len(), usize::from).max(1);
-        for datagram in payload.as_slice().chunks(len) {
-            self.udp_send_bytes(flow, datagram)?;
+    fn udp_send(&mut self, flow: FlowId, batch: &[Unsent<Bytes>]) -> Result<(), Unsendable> {
+        for (index, Unsent { payload, segment }) in batch.iter().enumerate() {
+            let len = segment.map_or(payload.len(), usize::from).max(1);
+            for datagram in payload.as_slice().chunks(len) {
+                let sent = self.udp_send_bytes(flow, datagram);
+                sent.map_err(|error| Unsendable { index, error })?;
+            }
         }
         Ok(())
     }

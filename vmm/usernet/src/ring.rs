@@ -18,6 +18,9 @@ const KEPT: usize = 16;
 #[derive(Debug)]
 pub struct Pool {
     spare: Vec<Box<[u8]>>,
+    /// Of rings that are empty now.
+    #[expect(clippy::vec_box, reason = "they go back to where a ring has its pointer")]
+    stretches: Vec<Box<Stretch>>,
     taken: usize,
     limit: usize,
 }
@@ -26,7 +29,7 @@ impl Pool {
     /// At most `limit_bytes`, rounded down to whole steps.
     #[must_use]
     pub const fn new(limit_bytes: usize) -> Self {
-        Self { spare: Vec::new(), taken: 0, limit: limit_bytes / CHUNK }
+        Self { spare: Vec::new(), stretches: Vec::new(), taken: 0, limit: limit_bytes / CHUNK }
     }
 
     /// Bytes that rings hold.
@@ -57,9 +60,13 @@ impl Pool {
     }
 }
 
-/// A stretch of bytes that grows at its end and shrinks at its beginning.
+/// A stretch of bytes that grows at its end and shrinks at its beginning. An empty one is as small as a pointer: most connections
+/// have nothing to say most of the time.
 #[derive(Debug, Default)]
-pub struct Ring {
+pub struct Ring(Option<Box<Stretch>>);
+
+#[derive(Debug, Default)]
+struct Stretch {
     chunks: VecDeque<Box<[u8]>>,
     /// Bytes of the first step that are gone already.
     start: usize,
@@ -70,26 +77,30 @@ impl Ring {
     /// Its length in bytes.
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.len
+        match &self.0 {
+            Some(stretch) => stretch.len,
+            None => 0,
+        }
     }
 
     /// Whether it is empty.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Room for up to `want` bytes behind its end, in pieces, the first ones filled first; less when the pool or [`PIECES`] says so.
     /// What [`Self::commit`] does not take is to be given back by [`Self::trim`].
     pub fn room(&mut self, want: usize, pool: &mut Pool) -> [&mut [u8]; PIECES] {
-        let end = self.start + self.len;
-        while self.chunks.len() * CHUNK < end + want {
+        let stretch = self.0.get_or_insert_with(|| pool.stretches.pop().unwrap_or_default());
+        let end = stretch.start + stretch.len;
+        while stretch.chunks.len() * CHUNK < end + want {
             let Some(chunk) = pool.take() else { break };
-            self.chunks.push_back(chunk);
+            stretch.chunks.push_back(chunk);
         }
         let mut left = want;
         let mut offset = end % CHUNK;
-        let mut chunks = self.chunks.iter_mut().skip(end / CHUNK);
+        let mut chunks = stretch.chunks.iter_mut().skip(end / CHUNK);
         std::array::from_fn(|_| {
             let chunk = chunks.next().map_or(&mut [][..], |chunk| &mut chunk[..]);
             let piece = chunk.get_mut(std::mem::take(&mut offset)..).unwrap_or_default();
@@ -101,33 +112,39 @@ impl Ring {
 
     /// The first `count` bytes of the room belong to it now.
     pub fn commit(&mut self, count: usize) {
-        let room = self.chunks.len() * CHUNK - self.start - self.len;
-        self.len += count.min(room);
+        if let Some(stretch) = &mut self.0 {
+            let room = stretch.chunks.len() * CHUNK - stretch.start - stretch.len;
+            stretch.len += count.min(room);
+        }
     }
 
     /// Gives back what it does not need.
     pub fn trim(&mut self, pool: &mut Pool) {
-        let needed = if self.len == 0 { 0 } else { (self.start + self.len).div_ceil(CHUNK) };
-        for chunk in self.chunks.drain(needed..) {
+        let Some(stretch) = &mut self.0 else { return };
+        let end = stretch.start + stretch.len;
+        let needed = if stretch.len == 0 { 0 } else { end.div_ceil(CHUNK) };
+        for chunk in stretch.chunks.drain(needed..) {
             pool.give(chunk);
         }
-        if self.len == 0 {
-            self.start = 0;
+        if stretch.len == 0 {
+            stretch.start = 0;
+            pool.stretches.extend(self.0.take().filter(|_| pool.stretches.len() < KEPT));
         }
     }
 
     /// Lets the first `count` bytes go, or all when there are fewer.
     pub fn consume(&mut self, count: usize, pool: &mut Pool) {
-        let count = count.min(self.len);
-        self.start += count;
-        self.len -= count;
-        while self.start >= CHUNK
-            && let Some(chunk) = self.chunks.pop_front()
+        let Some(stretch) = &mut self.0 else { return };
+        let count = count.min(stretch.len);
+        stretch.start += count;
+        stretch.len -= count;
+        while stretch.start >= CHUNK
+            && let Some(chunk) = stretch.chunks.pop_front()
         {
             pool.give(chunk);
-            self.start -= CHUNK;
+            stretch.start -= CHUNK;
         }
-        if self.len == 0 {
+        if stretch.len == 0 {
             self.trim(pool);
         }
     }
@@ -135,10 +152,11 @@ impl Ring {
     /// `count` bytes from `offset` on, at most [`CHUNK`] of them, in two pieces; fewer where it ends.
     #[must_use]
     pub fn range(&self, offset: usize, count: usize) -> [&[u8]; 2] {
-        let count = count.min(self.len.saturating_sub(offset)).min(CHUNK);
-        let at = self.start + offset;
+        let Some(stretch) = &self.0 else { return [&[]; 2] };
+        let count = count.min(stretch.len.saturating_sub(offset)).min(CHUNK);
+        let at = stretch.start + offset;
         let piece = |index: usize, from: usize, count: usize| {
-            let chunk = self.chunks.get(index).map_or(&[][..], |chunk| &chunk[..]);
+            let chunk = stretch.chunks.get(index).map_or(&[][..], |chunk| &chunk[..]);
             let rest = chunk.get(from..).unwrap_or_default();
             rest.get(..count).unwrap_or(rest)
         };

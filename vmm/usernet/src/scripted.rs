@@ -7,7 +7,9 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::fragments::{DatagramKey, Fragments, Limits};
 use crate::link::{Frame, Link, LinkFull, Offload, Offloads, Payload, Segmentation};
-use crate::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received, Sockets};
+use crate::sockets::{
+    Close, Connect, Datagrams, ForwardId, HostError, Received, Sockets, Unsendable, Unsent,
+};
 use crate::turn::Turn;
 use crate::wire::{
     EthernetHeader, Headers, IpHeader, Mac, Macs, Part, Sum, UdpHeader, ethertype, protocol,
@@ -170,13 +172,12 @@ impl Sockets<Bytes> for ScriptedSockets {
         Ok(Some(peer))
     }
 
-    fn udp_send(
-        &mut self,
-        flow: FlowId,
-        payload: &Bytes,
-        segment: Option<u16>,
-    ) -> Result<(), HostError> {
-        self.send(flow, segment, &payload.0)
+    fn udp_send(&mut self, flow: FlowId, batch: &[Unsent<Bytes>]) -> Result<(), Unsendable> {
+        for (index, Unsent { payload, segment }) in batch.iter().enumerate() {
+            let sent = self.send(flow, *segment, &payload.0);
+            sent.map_err(|error| Unsendable { index, error })?;
+        }
+        Ok(())
     }
 
     fn udp_send_bytes(&mut self, flow: FlowId, bytes: &[u8]) -> Result<(), HostError> {

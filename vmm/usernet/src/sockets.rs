@@ -146,22 +146,16 @@ pub trait Sockets<P> {
         flow: FlowId,
     ) -> Result<Option<SocketAddr>, HostError>;
 
-    /// Sends one payload: one datagram, or with `segment` one for every `segment` bytes of it. A socket that takes no more at this
-    /// moment drops it, as UDP may.
+    /// Sends payloads in their order. What a socket does not take at this moment it drops, as UDP may.
+    ///
+    /// # Errors
+    /// [`Unsendable`]: those before it were sent or dropped, those behind it were not tried; the socket stays.
+    fn udp_send(&mut self, flow: FlowId, batch: &[Unsent<P>]) -> Result<(), Unsendable>;
+
+    /// Sends one datagram of the stack's own, likewise.
     ///
     /// # Errors
     /// What the host said, of this datagram or of one before it; the socket stays.
-    fn udp_send(
-        &mut self,
-        flow: FlowId,
-        payload: &P,
-        segment: Option<u16>,
-    ) -> Result<(), HostError>;
-
-    /// As [`Self::udp_send`], for bytes of the stack's own.
-    ///
-    /// # Errors
-    /// As there.
     fn udp_send_bytes(&mut self, flow: FlowId, bytes: &[u8]) -> Result<(), HostError>;
 
     /// Reads what waits: up to `into.len()` bytes of one datagram or of several equal ones. `None`: nothing waits.
@@ -201,6 +195,24 @@ pub trait Sockets<P> {
 
     /// Closes the socket of `flow`, if there is one.
     fn close(&mut self, flow: FlowId, how: Close);
+}
+
+/// A payload of the guest's on its way to a UDP socket.
+#[derive(Debug)]
+pub struct Unsent<P> {
+    /// Its bytes.
+    pub payload: P,
+    /// Of several datagrams, the bytes of each but the last; `None`: it is one.
+    pub segment: Option<u16>,
+}
+
+/// What became of one payload of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsendable {
+    /// Its place in the batch.
+    pub index: usize,
+    /// What the host said, of it or of one before it.
+    pub error: HostError,
 }
 
 /// What one [`Sockets::udp_receive`] brought.

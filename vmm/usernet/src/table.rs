@@ -68,6 +68,9 @@ impl Key for FlowKey {
 /// No place.
 const NONE: u32 = u32::MAX;
 
+/// Places of an index at first.
+const FIRST_PLACES: usize = 64;
+
 /// A bounded table of flows.
 #[derive(Debug)]
 pub struct Table<K, V> {
@@ -77,7 +80,7 @@ pub struct Table<K, V> {
     slots: Vec<Slot<K, V>>,
     /// The last place that became free; each knows the one before it.
     free: u32,
-    /// Places, by the hash of their keys; a power of two of them, never more than half taken.
+    /// Places, by the hash of their keys; a power of two of them, never more than half taken. It grows with the table and stays so.
     index: Vec<u32>,
     oldest: u32,
     newest: u32,
@@ -105,14 +108,13 @@ impl<K: Key, V> Table<K, V> {
             base.checked_add(capacity).is_some_and(|end| end < 1 << 31),
             "{base} and {capacity} flows need more than 31 bits"
         );
-        let places = (capacity as usize * 2).next_power_of_two();
         Self {
             hash,
             base,
             capacity,
             slots: Vec::new(),
             free: NONE,
-            index: vec![NONE; places],
+            index: vec![NONE; FIRST_PLACES],
             oldest: NONE,
             newest: NONE,
             len: 0,
@@ -171,12 +173,12 @@ impl<K: Key, V> Table<K, V> {
             let entry = Some((key, value));
             self.slots.push(Slot { generation: 0, hash, older: NONE, newer: NONE, entry });
         }
-        let mut at = self.first_position(hash);
-        while self.index[at] != NONE {
-            at = self.next_position(at);
-        }
-        self.index[at] = place;
         self.len += 1;
+        if self.len() * 2 > self.index.len() {
+            self.grow();
+        } else {
+            self.enter(place, hash);
+        }
         self.link(place);
         Some(id)
     }
@@ -260,6 +262,27 @@ impl<K: Key, V> Table<K, V> {
     #[expect(clippy::cast_possible_truncation, reason = "32 bits index 2^31 places")]
     fn hash_of(&self, key: &K) -> u32 {
         self.hash.hash(&key.words()) as u32
+    }
+
+    /// Puts `place` into the index.
+    fn enter(&mut self, place: u32, hash: u32) {
+        let mut at = self.first_position(hash);
+        while self.index[at] != NONE {
+            at = self.next_position(at);
+        }
+        self.index[at] = place;
+    }
+
+    /// Makes the index twice as long, and enters every flow that is there.
+    fn grow(&mut self) {
+        self.index = vec![NONE; self.index.len() * 2];
+        for place in 0..self.slots.len() {
+            if let (Some(Slot { hash, entry: Some(_), .. }), Ok(place)) =
+                (self.slots.get(place), u32::try_from(place))
+            {
+                self.enter(place, *hash);
+            }
+        }
     }
 
     const fn first_position(&self, hash: u32) -> usize {

@@ -4,6 +4,7 @@
 //! socket says, one turn reads a bounded amount from it, and one that does nothing but fail is closed. RFC 768, 4787 (the mapping
 //! is address- and port-dependent).
 
+mod outbox;
 #[cfg(test)]
 mod tests;
 
@@ -11,12 +12,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use outbox::Outbox;
+
 use crate::FlowId;
 use crate::delivery::{Delivery, Header};
 use crate::icmp::{Fault, Quote};
 use crate::link::Payload;
 use crate::siphash::SipKey;
-use crate::sockets::{Close, Datagrams, ForwardId, HostError, Readiness};
+use crate::sockets::{Close, Datagrams, ForwardId, HostError, Readiness, Unsendable, Unsent};
 use crate::table::{Endpoint, FlowKey, Key, Table};
 use crate::time::Instant;
 use crate::timers::{TimerId, Timers};
@@ -193,27 +196,34 @@ impl Udp {
         inserted
     }
 
-    /// Sends a payload of the guest's on a flow: one datagram, or with `segment` several.
-    ///
-    /// # Errors
-    /// What the host said, of this datagram or of one before it; the flow stays.
+    /// Sends payloads of the guest's on a flow, in their order; the guest is told of what the host refuses.
     pub fn send<P: Payload>(
         &mut self,
         id: FlowId,
-        payload: &P,
-        segment: Option<u16>,
+        batch: &[Unsent<P>],
+        delivery: &mut Delivery,
         turn: &mut Turn<'_, P>,
-    ) -> Result<(), HostError> {
-        self.guest_sent(id, segment.map_or(payload.len(), usize::from), turn.now);
-        let sent = turn.sockets.udp_send(id, payload, segment);
-        turn.counters.udp_send_errors += u64::from(sent.is_err());
-        sent
+    ) {
+        let (Some(key), Some(last)) = (self.key(id), batch.last()) else { return };
+        self.guest_sent(id, datagram_len(last), turn.now);
+        let mut rest = batch;
+        while let Err(Unsendable { index, error }) = turn.sockets.udp_send(id, rest) {
+            turn.counters.udp_send_errors += 1;
+            let Some((failed, behind)) = rest.get(index..).and_then(<[_]>::split_first) else {
+                return;
+            };
+            if let Some(fault) = Fault::of(error) {
+                let len = u16::try_from(datagram_len(failed)).unwrap_or(u16::MAX);
+                delivery.report(fault, Quote::udp(&key.ends, len), turn);
+            }
+            rest = behind;
+        }
     }
 
-    /// As [`Self::send`], for a datagram that was put together here.
+    /// Sends a datagram that was put together here.
     ///
     /// # Errors
-    /// As there.
+    /// What the host said, of this datagram or of one before it; the flow stays.
     pub fn send_bytes<P: Payload>(
         &mut self,
         id: FlowId,
@@ -491,6 +501,11 @@ impl Udp {
     fn flow_mut(&mut self, id: FlowId) -> Option<&mut Flow> {
         if self.dns.names(id) { self.dns.get_mut(id) } else { self.flows.get_mut(id) }
     }
+}
+
+/// Bytes of one datagram of a payload.
+fn datagram_len<P: Payload>(unsent: &Unsent<P>) -> usize {
+    unsent.segment.map_or(unsent.payload.len(), usize::from)
 }
 
 impl Flow {

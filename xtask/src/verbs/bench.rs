@@ -18,6 +18,8 @@ use crate::lab::{Clock, Share, Spec};
 use crate::{binaries, cmd, say};
 
 const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
+/// The benchmark without a guest.
+const IMAGES: &str = "rootfs";
 const DEADLINE: Duration = Duration::from_mins(60);
 const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
@@ -46,13 +48,18 @@ enum Part {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let fixtures = Fixtures::complete()?;
+    // Guest kernels take long to build, and images need none.
+    let fixtures =
+        if arguments.name == IMAGES { Fixtures::with_rootfs() } else { Fixtures::complete() }?;
     let program = binaries::bench(&arguments.name)?;
     let results = cmd::target().join("bench").join(&arguments.name);
     std::fs::create_dir_all(&results)
         .with_context(|| format!("cannot make {}", results.display()))?;
     let peers = peers(&arguments.peer)?;
-    let wants = |part| arguments.only.is_none_or(|only| only == part);
+    let wants = |part| match arguments.only {
+        Some(only) => only == part,
+        None => part == Part::Host || arguments.name != IMAGES,
+    };
     let here = |word: &str| {
         let mut command = Command::new(&program);
         command.arg(word).args(&arguments.arguments);

@@ -99,10 +99,14 @@ fn unit(filter: Option<&str>) -> Result<()> {
 
 fn images(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Tests)?;
-    let program = binaries::end_to_end("rootfs")?;
-    let mut command = Command::new(program);
-    command.args(filter);
-    say::step("run the tests of images", || cmd::run(&mut command))
+    let fixtures = Fixtures::for_images()?;
+    let programs = ["rootfs", "hostile"].map(binaries::end_to_end);
+    for program in programs {
+        let mut command = Command::new(program?);
+        command.args(filter).env(VARIABLE, fixtures.directory());
+        say::step("run the tests of images", || cmd::run(&mut command))?;
+    }
+    Ok(())
 }
 
 fn net(filter: Option<&str>) -> Result<()> {

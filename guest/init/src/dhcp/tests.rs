@@ -89,15 +89,17 @@ fn silence_ends_after_a_bounded_time() {
 
 #[test]
 fn answers_to_others_do_not_count() {
-    let reply = serve(&Request {
-        mac: MAC,
-        transaction: 7,
-        seconds: 0,
-        hostname: None,
-        address: None,
-        server: None,
-    }
-    .emit())
+    let reply = serve(
+        &Request {
+            mac: MAC,
+            transaction: 7,
+            seconds: 0,
+            hostname: None,
+            address: None,
+            server: None,
+        }
+        .emit(),
+    )
     .remove(0);
     assert!(Client::new(MAC, 7, None).receive(&reply).is_some());
     assert!(Client::new(MAC, 8, None).receive(&reply).is_none(), "another transaction");

@@ -14,7 +14,8 @@ pub fn to_interface(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
     let len = libc::socklen_t::try_from(name.len()).map_err(|_| Errno::NAMETOOLONG)?;
     let (level, option) = (libc::SOL_SOCKET, libc::SO_BINDTODEVICE);
     // SAFETY: the name lives across the call and has the length given; it needs no terminator.
-    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, name.as_ptr().cast(), len) } {
+    match unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, name.as_ptr().cast(), len) }
+    {
         0 => Ok(()),
         _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }

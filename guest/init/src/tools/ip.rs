@@ -42,7 +42,9 @@ pub(super) fn run(args: &[OsString]) -> Result<(), String> {
         Command::SetLink { name, up, mtu, namespace } => set_link(name, (up, mtu), namespace),
         Command::AddVeth { name, peer } => ask(Message::veth(name, peer)),
         Command::DeleteLink(name) => ask(Message::delete_link(index(name)?)),
-        Command::AddAddress { prefix, interface } => ask(Message::address(index(interface)?, prefix)),
+        Command::AddAddress { prefix, interface } => {
+            ask(Message::address(index(interface)?, prefix))
+        }
         Command::AddRoute { to, via, interface } => {
             let index = interface.map(index).transpose()?;
             ask(Message::route(to, via, index))

@@ -21,7 +21,7 @@ impl HostSockets {
         forward: ForwardId,
         flow: FlowId,
     ) -> Result<Option<SocketAddr>, HostError> {
-        let mut bytes = std::mem::take(&mut self.overflow);
+        let mut bytes = self.take_overflow();
         let accepted = loop {
             match self.next_datagram(forward, flow, &mut bytes) {
                 Ok(Next::Elsewhere) => {}
@@ -70,7 +70,7 @@ impl HostSockets {
         let mut udp = Udp::between(Some(local), peer).map_err(|error| told(&error))?;
         udp.visitor = Some(visitor);
         udp.keep(data);
-        self.keep(flow, Socket::Udp(udp))?;
+        self.keep(flow, Socket::Udp(Box::new(udp)))?;
         self.visitors.insert(visitor, flow);
         Ok(Next::Visitor(peer))
     }

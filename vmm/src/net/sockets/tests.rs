@@ -44,7 +44,7 @@ struct Bench {
 impl Bench {
     fn new(bound: usize, forwards: Vec<PublishedPort>) -> Self {
         let epoll = Arc::new(Epoll::new().unwrap());
-        Self { sockets: HostSockets::new(Arc::clone(&epoll), bound, forwards), epoll }
+        Self { sockets: HostSockets::new(Arc::clone(&epoll), bound, 1500, forwards), epoll }
     }
 
     fn io(&mut self) -> &mut dyn Sockets<Plain> {
@@ -178,7 +178,8 @@ fn datagrams_keep_their_bounds() {
     let far = UdpSocket::bind("127.0.0.1:0").unwrap();
     far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     bench.io().udp_open(FLOW, far.local_addr().unwrap()).unwrap();
-    bench.io().udp_send(FLOW, &Plain(b"abcabcx".to_vec()), Some(3)).unwrap();
+    let unsent = |text: &str, segment| Unsent { payload: Plain(text.into()), segment };
+    bench.io().udp_send(FLOW, &[unsent("abcabcx", Some(3))]).unwrap();
     bench.io().udp_send_bytes(FLOW, b"").unwrap();
     let mut bytes = [0; 16];
     let (mut seen, mut near) = (Vec::new(), None);
@@ -188,6 +189,21 @@ fn datagrams_keep_their_bounds() {
         near = Some(from);
     }
     assert_eq!(seen, [3, 3, 1, 0]);
+    // Joined or not, those of a batch arrive one by one and in their order.
+    let texts = ["aaa", "bbb", "c", "dd", "", "eeee", "ffff", "gggg", "hhhhh"];
+    let mut batch: Vec<_> = texts.iter().map(|text| unsent(text, None)).collect();
+    batch.insert(4, unsent("xxyyz", Some(2)));
+    batch.extend((0..200).map(|_| unsent("many", None)));
+    bench.io().udp_send(FLOW, &batch).unwrap();
+    let want = ["aaa", "bbb", "c", "dd", "xx", "yy", "z", "", "eeee", "ffff", "gggg", "hhhhh"];
+    for want in want.into_iter().chain(std::iter::repeat_n("many", 200)) {
+        let (len, _) = far.recv_from(&mut bytes).unwrap();
+        assert_eq!(&bytes[..len], want.as_bytes());
+    }
+    let batch = [unsent("a", None), Unsent { payload: Plain(vec![0; 65_535]), segment: None }];
+    let failed = bench.io().udp_send(FLOW, &batch).unwrap_err();
+    assert!(matches!(failed, Unsendable { index: 1, error: HostError::TooLarge { .. } }));
+    assert_eq!(far.recv_from(&mut bytes).unwrap().0, 1);
     for text in ["aa", "bb", "c", "dd", "eeee", "", "ff"] {
         far.send_to(text.as_bytes(), near.unwrap()).unwrap();
     }

@@ -2,33 +2,54 @@
 
 use crate::net::vnet_header::Malformed;
 
-/// Totals since the device was made; they stay at their largest value rather than start again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Totals since the device was made; they stay at their largest value rather than start again.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl Counters {
+            /// All of them with their names, in a fixed order.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)+].into_iter()
+            }
+
+            /// These and those of another driver.
+            #[must_use]
+            pub const fn and(&self, others: &Self) -> Self {
+                Self { $($name: self.$name.saturating_add(others.$name),)+ }
+            }
+        }
+    };
+}
+
+counters! {
     /// Frames taken from the driver.
-    pub transmitted_frames: u64,
+    transmitted_frames,
     /// Their bytes, without the headers in front.
-    pub transmitted_bytes: u64,
+    transmitted_bytes,
     /// Frames given to the driver.
-    pub received_frames: u64,
+    received_frames,
     /// Their bytes, without the headers in front.
-    pub received_bytes: u64,
+    received_bytes,
     /// The driver had no buffer, and the frame waited.
-    pub receive_waits: u64,
+    receive_waits,
     /// Dropped: from the driver, shorter than headers are.
-    pub too_short: u64,
+    too_short,
     /// Dropped: from the driver, longer than a packet or than the MTU.
-    pub too_long: u64,
+    too_long,
     /// Dropped: from the driver, with checksum fields that do not fit.
-    pub bad_checksum_fields: u64,
+    bad_checksum_fields,
     /// Dropped: from the driver, with segmentation fields that do not fit.
-    pub bad_segmentation_fields: u64,
+    bad_segmentation_fields,
     /// Dropped: from the driver, with a header length that does not fit.
-    pub bad_header_length: u64,
+    bad_header_length,
     /// Dropped: for the driver, larger than all its buffers.
-    pub no_buffer_so_large: u64,
+    no_buffer_so_large,
     /// Dropped: for the driver, asking for an offload that it no longer takes.
-    pub offload_not_taken: u64,
+    offload_not_taken,
 }
 
 fn count(counter: &mut u64) {
@@ -66,5 +87,22 @@ impl Counters {
 
     pub(super) fn not_taken(&mut self) {
         count(&mut self.offload_not_taken);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_of_two_drivers_are_added() {
+        let mut first = Counters::default();
+        first.transmitted(5);
+        first.waited();
+        let second = Counters { transmitted_bytes: u64::MAX, ..first };
+        let both: Vec<_> = first.and(&second).named().filter(|&(_, count)| count > 0).collect();
+        let want =
+            [("transmitted_frames", 2), ("transmitted_bytes", u64::MAX), ("receive_waits", 2)];
+        assert_eq!(both, want);
     }
 }

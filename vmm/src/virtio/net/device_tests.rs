@@ -69,11 +69,13 @@ fn bench() -> Bench {
     let (sender, released) = sync_channel(64);
     let made = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&made);
-    let serve: Serve = Box::new(move |port| {
-        count.fetch_add(1, Ordering::SeqCst);
-        echo(port, &sender);
+    let prepare: Prepare = Box::new(move || {
+        Box::new(move |port| {
+            count.fetch_add(1, Ordering::SeqCst);
+            echo(port, &sender);
+        })
     });
-    let net = Net::new(CARD, serve, Jail { seccomp: false }).unwrap();
+    let net = Net::new(CARD, prepare, Jail { seccomp: false }).unwrap();
     let ram = Arc::new(GuestRam::anonymous(&[(GuestAddress(0), 8 << 20)]).unwrap());
     let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     Bench { net, ram, interrupt, released, made }
@@ -187,7 +189,7 @@ fn a_panic_takes_the_link_down_and_nothing_else() {
 
 #[test]
 fn the_card_is_what_was_asked_for() {
-    let serve = || -> Serve { Box::new(|_| ()) };
+    let serve = || -> Prepare { Box::new(|| Box::new(|_| ())) };
     let jail = Jail { seccomp: false };
     let net = Net::new(CARD, serve(), jail).unwrap();
     assert_eq!((net.kind(), net.features()), (DeviceKind::Net, ALL));

@@ -37,7 +37,7 @@ pub use counters::Counters;
 pub use link::QueueLink;
 pub use port::Port;
 pub use transmit::GuestBytes;
-pub use worker::Serve;
+pub use worker::{Prepare, Serve};
 
 /// What the guest sees of its card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,17 +68,19 @@ pub struct Net {
 }
 
 impl Net {
-    /// Starts the device's thread, which sleeps until a driver is ready and calls `serve` only then.
+    /// Starts the device's thread, which sleeps until a driver is ready, and calls `prepare` and is confined only then.
     ///
     /// # Errors
     /// What the host said: it has no descriptors or threads left.
-    pub fn new(card: Card, serve: Serve, jail: Jail) -> io::Result<Self> {
+    pub fn new(card: Card, prepare: Prepare, jail: Jail) -> io::Result<Self> {
         let sources = Arc::new(Sources::new()?);
         let (commands, receiver) = channel();
         let link_up = Arc::new(AtomicBool::new(true));
         let port = Port::new(receiver, Arc::clone(&sources));
         let shared = Arc::clone(&link_up);
-        let thread = jail.spawn(Role::Net, "net", move || worker::run(port, serve, &shared))?;
+        let wait = move || worker::wait(port, prepare);
+        let body = move |ready| worker::run(ready, &shared);
+        let thread = jail.spawn_waiting(Role::Net, "net", wait, body)?;
         let card = Card { features: features::consistent(card.features & features::ALL), ..card };
         Ok(Self {
             card,

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::net::{LinkEvent, PacketLink, Source};
 
+use super::counters::Counters;
 use super::link::{QUEUES, QueueLink};
 use super::transmit::GuestBytes;
 
@@ -53,6 +54,8 @@ pub struct Port {
     commands: Receiver<Command>,
     sources: Arc<Sources>,
     link: Option<Box<QueueLink>>,
+    /// Of the drivers before.
+    before: Counters,
     /// Who waits for the reset under way.
     waiting: Option<SyncSender<()>>,
     ended: bool,
@@ -66,7 +69,20 @@ impl std::fmt::Debug for Port {
 
 impl Port {
     pub(super) fn new(commands: Receiver<Command>, sources: Arc<Sources>) -> Self {
-        Self { commands, sources, link: None, waiting: None, ended: false }
+        Self {
+            commands,
+            sources,
+            link: None,
+            before: Counters::default(),
+            waiting: None,
+            ended: false,
+        }
+    }
+
+    /// What passed so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.link.as_ref().map_or(self.before, |link| self.before.and(link.counters()))
     }
 
     /// Whether there is a driver.
@@ -172,6 +188,7 @@ impl PacketLink for Port {
     }
 
     fn finish_reset(&mut self) {
+        self.before = self.counters();
         self.link = None;
         if let Some(waiting) = self.waiting.take() {
             // Nobody waits any more when this fails.

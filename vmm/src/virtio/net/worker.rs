@@ -1,4 +1,4 @@
-//! The net thread: asleep until a driver is ready, then the stack's until the device is gone.
+//! The net thread: asleep until a driver is ready, then confined and the stack's until the device is gone.
 //!
 //! Invariant: a stack that panics is gone before anything else happens, and the link is down until the driver resets the device; queues
 //! and machine live on.
@@ -14,10 +14,25 @@ use super::port::Port;
 
 /// Makes a network stack and drives it on the port until [`LinkEvent::Ended`], on the net thread. Called when the first driver is ready,
 /// and again for the next driver after a panic.
-pub type Serve = Box<dyn FnMut(&mut Port) + Send>;
+pub type Serve = Box<dyn FnMut(&mut Port)>;
 
-/// The thread's body.
-pub(super) fn run(mut port: Port, mut serve: Serve, link_up: &Arc<AtomicBool>) {
+/// Makes that, on the net thread before it is confined, when the first driver is ready.
+pub type Prepare = Box<dyn FnOnce() -> Serve + Send>;
+
+/// Sleeps until a driver is ready; `None` when the device is gone before.
+pub(super) fn wait(mut port: Port, prepare: Prepare) -> Option<(Port, Serve)> {
+    while !port.is_active() {
+        match port.wait() {
+            LinkEvent::Ended => return None,
+            LinkEvent::Reset => port.finish_reset(),
+            LinkEvent::Frames | LinkEvent::Room => {}
+        }
+    }
+    Some((port, prepare()))
+}
+
+/// The thread's body, from then on.
+pub(super) fn run((mut port, mut serve): (Port, Serve), link_up: &Arc<AtomicBool>) {
     while !port.has_ended() {
         if !port.is_active() {
             if port.wait() == LinkEvent::Reset {

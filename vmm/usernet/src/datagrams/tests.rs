@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Forward;
 use crate::policy::{Places, Policy};
-use crate::scripted::{Rig, Told, guest_frame, guest_udp, understand, with_frame};
+use crate::scripted::{Bytes, Rig, Told, guest_frame, guest_udp, understand, with_frame};
 use crate::wire::{ArpOperation, EthernetHeader, Ipv4Header, Mac, Sum, icmpv4};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 2);
@@ -21,7 +21,7 @@ const PEER: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
 
 struct Test {
     rig: Rig,
-    datagrams: Datagrams,
+    datagrams: Datagrams<Bytes>,
     egress: Egress,
 }
 
@@ -50,7 +50,9 @@ impl Test {
         let (datagrams, egress) = (&mut self.datagrams, &mut self.egress);
         with_frame(bytes, offload, |ip, packet, transport, frame| {
             let turn = &mut self.rig.turn();
-            datagrams.guest_packet(ip, packet, transport, frame, turn, egress)
+            let query = datagrams.guest_packet(ip, packet, transport, frame, turn, egress);
+            datagrams.send_out(turn);
+            query
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what does not come from the guest's own addresses goes to no part.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::resolver::Resolver;
@@ -28,7 +28,7 @@ pub(super) struct Core<P> {
     secret: SipKey,
     egress: Egress,
     tcp: Tcp<P>,
-    datagrams: Datagrams,
+    datagrams: Datagrams<P>,
     resolver: Resolver,
     /// Published ports where more may wait than was taken.
     crowded: Vec<ForwardId>,
@@ -44,7 +44,7 @@ impl<P: Payload> Core<P> {
         // Each part names its flows in a stretch of its own.
         let datagrams_base = config.bounds.tcp_flows;
         let bounds = config.bounds.datagrams;
-        let resolver_base = datagrams_base + Datagrams::names_needed(&bounds);
+        let resolver_base = datagrams_base + bounds.names_needed();
         let mut datagrams =
             Datagrams::new(&config, bounds, &scene, datagrams_base, secret.derive(2));
         datagrams.replace_search(config.search.clone());
@@ -91,6 +91,11 @@ impl<P: Payload> Core<P> {
                 return;
             }
         };
+        if self.goes_no_further(&ip) {
+            turn.counters.hops_exceeded += 1;
+            let quote = Quote::of(&ip, packet, transport);
+            return self.datagrams.delivery().report(Fault::Hops, quote, turn);
+        }
         if ip.protocol == protocol::TCP {
             // TCP never cuts its packets on this link, and speaks to one host at a time.
             if ip.fragment.is_some() || to.is_multicast() {
@@ -105,6 +110,17 @@ impl<P: Payload> Core<P> {
             self.resolver.ask(&query, turn, &mut self.egress);
             self.resolver.answer(&mut self.datagrams, turn);
         }
+    }
+
+    /// Whether a packet of the guest's would have to be passed on, and has no hop left for it.
+    fn goes_no_further(&self, ip: &IpHeader) -> bool {
+        let scene = self.egress.scene();
+        let to = ip.destination;
+        let stays = to.is_multicast()
+            || to == IpAddr::V4(Ipv4Addr::BROADCAST)
+            || matches!(to, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            || scene.in_guest_network(to);
+        ip.hop_limit <= 1 && !stays && self.datagrams.is_guest(ip.source)
     }
 
     fn tcp_segment(
@@ -177,6 +193,7 @@ impl<P: Payload> Core<P> {
         for id in std::mem::take(&mut self.crowded) {
             self.forward_ready(id, turn);
         }
+        self.datagrams.send_out(turn);
         self.resolver.answer(&mut self.datagrams, turn);
         for _ in 0..ROUNDS {
             self.tcp.flush(turn);

@@ -78,7 +78,11 @@ impl Resolver {
     }
 
     /// Sends the datagrams that are ready.
-    pub(super) fn answer<P: Payload>(&mut self, datagrams: &mut Datagrams, turn: &mut Turn<'_, P>) {
+    pub(super) fn answer<P: Payload>(
+        &mut self,
+        datagrams: &mut Datagrams<P>,
+        turn: &mut Turn<'_, P>,
+    ) {
         while let Some(reply) = self.dns.take_reply() {
             if let Asker::Udp { guest, at } = reply.asker {
                 datagrams.answer(at, guest, &reply.bytes, turn);

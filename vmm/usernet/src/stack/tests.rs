@@ -156,3 +156,42 @@ fn what_is_not_the_guests_own_goes_nowhere() {
     }
     check(&world, 0, 0, 14);
 }
+
+#[test]
+fn a_packet_without_a_hop_left_goes_no_further_and_the_guest_is_told() {
+    let far = Ipv4Addr::new(9, 9, 9, 9);
+    let host = Ipv4Addr::new(192, 168, 127, 254);
+    for (ttl, to, told) in
+        [(1, far, true), (0, far, true), (2, far, false), (1, GATEWAY, false), (1, host, false)]
+    {
+        for transport in [protocol::TCP, protocol::UDP, protocol::ICMP] {
+            let mut world = World::new(Bounds::default());
+            let ethernet = EthernetHeader {
+                destination: world.macs.gateway,
+                source: world.macs.guest,
+                ethertype: ethertype::IPV4,
+            };
+            let header = Ipv4Header { ttl, ..Ipv4Header::new(GUEST, to, transport) };
+            let behind: &[u8] = match transport {
+                protocol::TCP => &[0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, SYN, 0, 0, 0, 0, 0, 0],
+                protocol::UDP => &[0, 9, 0, 9, 0, 8, 0, 0],
+                _ => &[8, 0, 0, 0, 0, 1, 0, 1],
+            };
+            world.frame(&[&ethernet.build()[..], &header.build(behind.len()), behind].concat());
+            world.flush();
+            let exceeded = world.stack.counters().hops_exceeded;
+            assert_eq!(exceeded, u64::from(told), "{ttl} {to} {transport}");
+            if !told {
+                continue;
+            }
+            assert!(world.sockets.opened.is_empty());
+            let (_, frame) = world.link.frames.pop_front().unwrap();
+            let (_, packet) = EthernetHeader::parse(Part::whole(&frame)).unwrap();
+            let (ip, message) = Ipv4Header::parse(packet).unwrap();
+            assert_eq!((ip.source, ip.destination, ip.protocol), (GATEWAY, GUEST, protocol::ICMP));
+            let message = message.all().unwrap();
+            assert_eq!(message[..2], [icmpv4::TIME_EXCEEDED, 0]);
+            assert_eq!(message[28..36], behind[..8], "what it is about");
+        }
+    }
+}

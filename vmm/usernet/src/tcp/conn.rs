@@ -149,6 +149,7 @@ impl<P: Payload> Conn<'_, '_, P> {
         }
         self.give_back(Close::Orderly);
         self.flow.state = State::TimeWait;
+        self.shared.note_time_wait(self.id);
         self.flow.deadline = self.turn.now + Pace::TIME_WAIT;
         self.flow.poll_at = NEVER;
         self.arm();

@@ -94,6 +94,8 @@ struct Shared<P> {
     /// Those that the end of the turn looks at.
     dirty: Vec<FlowId>,
     spare: Vec<Vec<P>>,
+    /// Those that wait for late segments, the first ones first; some are gone.
+    time_waits: VecDeque<FlowId>,
     resets: VecDeque<(FlowKey, TcpHeader)>,
     faults: VecDeque<(FlowKey, TcpHeader, Fault)>,
     services: usize,
@@ -117,6 +119,7 @@ impl<P: Payload> Tcp<P> {
             hungry: VecDeque::new(),
             dirty: Vec::new(),
             spare: Vec::new(),
+            time_waits: VecDeque::new(),
             resets: VecDeque::new(),
             faults: VecDeque::new(),
             services: 0,
@@ -391,6 +394,12 @@ impl<P: Payload> Tcp<P> {
         if !self.table.is_full() {
             return true;
         }
+        while let Some(id) = self.shared.time_waits.pop_front() {
+            if self.table.get(id).is_some_and(|flow| flow.state == State::TimeWait) {
+                self.with(id, turn, |conn| conn.finish(Close::Orderly));
+                return true;
+            }
+        }
         let Some(oldest) = self.table.oldest() else { return false };
         let idle = self.table.get(oldest).map(|flow| turn.now.since(flow.last_used));
         if idle.is_none_or(|idle| idle < self.shared.bounds.evict_after) {
@@ -425,6 +434,14 @@ impl<P: Payload> Shared<P> {
     fn our_mss(&self, key: &FlowKey) -> u16 {
         let headers = emit::ip_header_len(key) + TcpHeader::LEN;
         self.mtu.saturating_sub(u16::try_from(headers).unwrap_or(60))
+    }
+
+    /// Remembers that `id` waits for late segments and nothing else.
+    fn note_time_wait(&mut self, id: FlowId) {
+        if self.time_waits.len() >= self.bounds.tcp_flows as usize {
+            self.time_waits.pop_front();
+        }
+        self.time_waits.push_back(id);
     }
 
     /// Keeps a list of payloads for the next connection that needs one.

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv6Addr;
+use std::num::NonZeroU64;
 
 use crate::FlowId;
 
@@ -12,9 +13,9 @@ use crate::FlowId;
 pub(super) struct Pending {
     most: usize,
     most_per_destination: usize,
-    next_age: u64,
-    by_age: BTreeMap<u64, (Ipv6Addr, FlowId)>,
-    by_destination: BTreeMap<Ipv6Addr, VecDeque<u64>>,
+    next_age: NonZeroU64,
+    by_age: BTreeMap<NonZeroU64, (Ipv6Addr, FlowId)>,
+    by_destination: BTreeMap<Ipv6Addr, VecDeque<NonZeroU64>>,
 }
 
 impl Pending {
@@ -22,7 +23,7 @@ impl Pending {
         Self {
             most,
             most_per_destination,
-            next_age: 0,
+            next_age: NonZeroU64::MIN,
             by_age: BTreeMap::new(),
             by_destination: BTreeMap::new(),
         }
@@ -44,16 +45,16 @@ impl Pending {
     }
 
     /// Adds one; its age is what it is removed by.
-    pub(super) fn add(&mut self, destination: Ipv6Addr, id: FlowId) -> u64 {
+    pub(super) fn add(&mut self, destination: Ipv6Addr, id: FlowId) -> NonZeroU64 {
         let age = self.next_age;
-        self.next_age += 1;
+        self.next_age = age.saturating_add(1);
         self.by_age.insert(age, (destination, id));
         self.by_destination.entry(destination).or_default().push_back(age);
         age
     }
 
     /// Removes one, if it is there.
-    pub(super) fn remove(&mut self, age: u64) {
+    pub(super) fn remove(&mut self, age: NonZeroU64) {
         let Some((destination, _)) = self.by_age.remove(&age) else { return };
         if let Some(ages) = self.by_destination.get_mut(&destination) {
             ages.retain(|of| *of != age);

@@ -251,14 +251,14 @@ impl<P: Payload> Conn<'_, '_, P> {
         flow.goal = space.min(self.shared.bounds.max_window).saturating_sub(flow.queue_bytes);
         flow.goal_edge = flow.goal_edge.max(flow.expected + flow.goal);
         let room = flow.goal_edge.ahead_of(flow.expected);
-        if room < WORTH_TELLING {
+        if room < self.worth_telling() {
+            let flow = &mut *self.flow;
             // A full socket announces space; one that is merely short of it may not.
             flow.poll_at = self.turn.now + Pace::POLL * (1 << flow.polls);
             flow.polls = (flow.polls + 1).min(Pace::MOST_POLLS);
             self.arm();
         } else {
-            flow.poll_at = NEVER;
-            flow.polls = 0;
+            (self.flow.poll_at, self.flow.polls) = (NEVER, 0);
         }
         self.mark_dirty();
     }
@@ -267,7 +267,14 @@ impl<P: Payload> Conn<'_, '_, P> {
     pub(super) fn window_has_opened(&self) -> bool {
         let told = self.flow.edge.ahead_of(self.flow.expected);
         let open = self.flow.goal_edge.ahead_of(self.flow.expected);
-        told < WORTH_TELLING && open >= WORTH_TELLING && self.flow.guest_fin == GuestFin::None
+        let worth = self.worth_telling();
+        told < worth && open >= worth && self.flow.guest_fin == GuestFin::None
+    }
+
+    /// The least window, in bytes, that a guest does something with: one that sends large packets waits until there is room for one.
+    fn worth_telling(&self) -> u32 {
+        let mss = u32::from(self.shared.our_mss(&self.key));
+        WORTH_TELLING.max(mss.min(self.shared.bounds.max_window))
     }
 
     /// The window field of the next segment; what it says becomes the edge.

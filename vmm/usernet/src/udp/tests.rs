@@ -43,7 +43,14 @@ impl Test {
     }
 
     fn send(&mut self, id: FlowId, bytes: &[u8]) {
-        self.udp.send(id, &Bytes(bytes.to_vec()), None, &mut self.rig.turn()).unwrap();
+        self.send_batch(id, &[(bytes, None)]);
+    }
+
+    fn send_batch(&mut self, id: FlowId, payloads: &[(&[u8], Option<u16>)]) {
+        let unsent =
+            |&(bytes, segment): &(&[u8], _)| Unsent { payload: Bytes(bytes.to_vec()), segment };
+        let batch: Vec<_> = payloads.iter().map(unsent).collect();
+        self.udp.send(id, &batch, &mut self.delivery, &mut self.rig.turn());
     }
 
     /// The host's socket of `id` gets datagrams.
@@ -99,7 +106,7 @@ fn batches_keep_their_datagrams_in_both_directions() {
     let mut test = Test::new(UdpBounds::default());
     let id = test.open(40_000, 9);
     let batch = vec![7; 5_000];
-    test.udp.send(id, &Bytes(batch.clone()), Some(1_200), &mut test.rig.turn()).unwrap();
+    test.send_batch(id, &[(&batch, Some(1_200))]);
     assert_eq!(test.rig.sockets.socket(id).sent, [(Some(1_200), batch.clone())]);
     test.rig.sockets.socket(id).inbox.push_back(Ok((1_200, batch)));
     test.udp.socket_ready(id, Readiness { readable: true, ..Readiness::default() });

@@ -12,7 +12,9 @@ use hickory_proto::rr::{Name as OtherName, RData, Record as OtherRecord, RecordT
 
 use super::*;
 use crate::policy::{Fallback, Places, Policy, Scene};
-use crate::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received};
+use crate::sockets::{
+    Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent,
+};
 
 const START: Instant = Instant::from_nanos(1_000_000_000_000);
 const BASE: u32 = 1000;
@@ -88,7 +90,7 @@ impl Sockets<()> for Host {
         unreachable!("a resolver accepts nothing")
     }
 
-    fn udp_send(&mut self, _: FlowId, (): &(), _: Option<u16>) -> Result<(), HostError> {
+    fn udp_send(&mut self, _: FlowId, _: &[Unsent<()>]) -> Result<(), Unsendable> {
         unreachable!("a resolver sends bytes of its own")
     }
 

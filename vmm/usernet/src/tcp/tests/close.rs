@@ -53,6 +53,26 @@ fn the_host_ends_first() {
 }
 
 #[test]
+fn connections_that_only_wait_make_room_for_new_ones() {
+    let mut world = World::new(Bounds { tcp_flows: 3, ..Bounds::default() });
+    world.ports.0 = 50_000;
+    let (seq_in_use, ack_in_use) = world.connect();
+    for port in 1..20 {
+        world.ports.0 = 40_000 + port;
+        let (seq, ack) = world.connect();
+        world.peer_ends();
+        world.segment(FIN | ACK, seq, ack + 1, &[]);
+        world.flush();
+        world.got();
+    }
+    assert_eq!(world.stack.tcp_flows(), 3);
+    world.ports.0 = 50_000;
+    world.segment(ACK, seq_in_use, ack_in_use, b"x");
+    world.flush();
+    assert_eq!(world.one().ack, seq_in_use + 1, "the one that is in use stands");
+}
+
+#[test]
 fn a_new_connection_need_not_wait_for_the_old_one() {
     let mut world = World::new(Bounds::default());
     let (seq, ack) = world.connect();
