@@ -237,6 +237,8 @@ mod tests {
         };
         let files = guest.files(1_790_000_000_000).expect("files");
         let config: Value = serde_json::from_slice(&files.files[0].bytes).expect("JSON");
+        // What the guest's first process does not know it refuses.
+        openshell_init::config::parse(&files.files[0].bytes).expect("taken by the guest");
         let variables = config["process"]["env"].as_array().expect("a list");
         let variables = variables.iter().map(|variable| {
             let (name, value) =

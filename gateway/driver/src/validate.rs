@@ -219,3 +219,71 @@ fn check_gpu(
         Some(_) => Err(invalid("driver_config.gpu_device_ids must name exactly one device")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::endpoint::Endpoint;
+    use crate::resources::{Host, Size};
+
+    fn settings() -> Settings {
+        Settings {
+            endpoint: Endpoint::parse("http://localhost:1").expect("an endpoint"),
+            default_image: Some("/srv/base.tar".to_owned()),
+            bootstrap_image: Some("dir:/srv/boot".to_owned()),
+            tls: None,
+            size: Size { vcpus: 2, memory_mib: 2048 },
+            host: Host { cpus: 4, memory_mib: 8192 },
+            overlay_bytes: 64 << 20,
+            gpu: false,
+            log_level: String::new(),
+            telemetry: false,
+            supervisor: String::new(),
+            rules: Vec::new(),
+            rootfs_tar_dir: None,
+        }
+    }
+
+    #[test]
+    fn only_the_operator_names_files_of_the_host() {
+        let taken = |named: &str| image(named, &settings()).ok();
+        for own in ["/srv/base.tar", "dir:/srv/boot"] {
+            assert_eq!(taken(own).as_deref(), Some(own));
+        }
+        assert_eq!(taken("").as_deref(), Some("/srv/base.tar"));
+        assert_eq!(taken("alpine").as_deref(), Some("docker://alpine"));
+        assert_eq!(taken("docker://a/b:1").as_deref(), Some("docker://a/b:1"));
+        for other in
+            ["/srv/base.tar/../x", "dir:/", "oci:x", "./a", "-a", "a b", "a\n", "rootfs-tar:-"]
+        {
+            assert_eq!(taken(other), None, "{other:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_state_directory_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            drop(decoder(settings())(&bytes));
+        }
+
+        #[test]
+        fn what_is_accepted_names_no_file(id in "\\PC{0,12}", named in "\\PC{0,24}", cpu in "\\PC{0,8}") {
+            let resources =
+                pb::DriverResourceRequirements { cpu_limit: cpu, ..Default::default() };
+            let template = pb::DriverSandboxTemplate {
+                image: named.clone(),
+                resources: Some(resources),
+                ..Default::default()
+            };
+            let spec = pb::DriverSandboxSpec { template: Some(template), ..Default::default() };
+            let asked = pb::DriverSandbox { id, spec: Some(spec), ..Default::default() };
+            if let Ok(request) = request(Some(&asked), &settings()) {
+                let operator = named.trim().is_empty();
+                prop_assert!(operator || request.image.starts_with("docker://"), "{}", request.image);
+                prop_assert!((1..=4).contains(&request.size.vcpus));
+            }
+        }
+    }
+}
