@@ -103,7 +103,7 @@ impl Backoff {
     }
 
     /// The next wait.
-    pub fn next(&mut self) -> Duration {
+    pub fn wait(&mut self) -> Duration {
         let now = self.next;
         self.next = (now * 2).min(BACKOFF_MAX);
         now
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn waits_double_up_to_half_a_minute() {
         let mut backoff = Backoff::default();
-        let seconds: Vec<u64> = (0..7).map(|_| backoff.next().as_secs()).collect();
+        let seconds: Vec<u64> = (0..7).map(|_| backoff.wait().as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
         backoff.reset();
-        assert_eq!(backoff.next(), BACKOFF_FIRST);
+        assert_eq!(backoff.wait(), BACKOFF_FIRST);
     }
 }

@@ -180,7 +180,7 @@ pub async fn push(client: Client, mut lines: Lines) {
                 },
             }
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.wait()).await;
     }
 }
 

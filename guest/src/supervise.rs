@@ -172,7 +172,7 @@ async fn policy(
             Ok(Err(status)) => status,
             Err(_) => Status::deadline_exceeded("no answer in time"),
         };
-        let wait = backoff.next().min(Duration::from_secs(4));
+        let wait = backoff.wait().min(Duration::from_secs(4));
         if !may_pass(status.code()) || Instant::now() + wait > ends {
             let (endpoint, status) = (settings.endpoint.clone(), Box::new(status));
             return Err(SuperviseError::Config { endpoint, status });
@@ -309,7 +309,7 @@ async fn keep_fresh(client: Client, token: Token, mut next: Option<Duration>, lo
             Err(_) => "no answer in time".to_owned(),
         };
         log.warn(&format!("the token was not refreshed: {reason}"));
-        next = Some(backoff.next());
+        next = Some(backoff.wait());
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) enum Purpose {
     Tests,
     /// Tests of the network stack.
     Net,
+    /// The stacks that `bench net` runs beside ours.
+    NetPeers,
     /// Lint and license checks.
     Lint,
 }
@@ -109,6 +111,12 @@ const TABLE: &[Needs] = &[
             "tshark",
             "util-linux",
         ],
+        unpacked: &[],
+        cargo: &[],
+    },
+    Needs {
+        purpose: Purpose::NetPeers,
+        debian: &["iproute2", "passt", "procps", "slirp4netns", "util-linux"],
         unpacked: &[],
         cargo: &[],
     },

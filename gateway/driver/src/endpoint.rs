@@ -15,7 +15,7 @@ const HOST_NAME: &str = "host.openshell.internal";
 const HOST_NAMES: [&str; 4] =
     [HOST_NAME, "host.containers.internal", "host.docker.internal", "192.168.127.254"];
 /// How long a name of the gateway may take to be looked up.
-const LOOKUP: Duration = Duration::from_secs(5);
+const LOOKUP: Duration = Duration::from_secs(3);
 
 /// A gateway's address, as the operator gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]

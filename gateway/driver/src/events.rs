@@ -98,8 +98,8 @@ impl Event {
 
     /// The event with a further fact.
     #[must_use]
-    pub fn with(mut self, key: &'static str, value: impl ToString) -> Self {
-        self.metadata.insert(key, value.to_string());
+    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.metadata.insert(key, value.into());
         self
     }
 
@@ -126,7 +126,7 @@ mod tests {
         let event = Event::new(Reason::Pulled, "in the cache")
             .complete(progress::PULLING, "Image ready")
             .active(progress::STARTING)
-            .with("cache_hit", true);
+            .with("cache_hit", "true");
         let expected = [
             ("cache_hit", "true"),
             ("openshell.progress.active_detail", "in the cache"),

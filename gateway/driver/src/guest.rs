@@ -14,11 +14,6 @@ use serde_json::json;
 const MAX_CONFIG_BYTES: usize = 1 << 20;
 const MAX_VARIABLES: usize = 4096;
 
-/// Programs of the tools disk, where the guest finds them.
-pub(crate) const SUPERVISOR: &str = "/opt/openshell/bin/openshell-supervisor";
-/// Another supervisor in its place.
-pub(crate) const OTHER_SUPERVISOR: &str = "/opt/openshell/bin/openshell-sandbox";
-
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const TOKEN_FILE: &str = "/opt/openshell/auth/sandbox.jwt";
 const TLS: [(&str, &str, u16); 3] = [
@@ -79,8 +74,6 @@ pub(crate) struct Guest<'a> {
     pub(crate) environment: &'a BTreeMap<String, String>,
     pub(crate) command: &'a [String],
     pub(crate) tty: bool,
-    /// User and group of `/sandbox`.
-    pub(crate) owner: (u32, u32),
     pub(crate) supervisor: &'a str,
 }
 
@@ -124,7 +117,8 @@ impl Guest<'_> {
             ],
             "directories": [{
                 "path": "/sandbox",
-                "owner": format!("{}:{}", self.owner.0, self.owner.1),
+                // The guest knows its number: an image may have a user of this name.
+                "owner": "sandbox",
                 "mode": "0755",
             }],
             "process": {
@@ -239,11 +233,12 @@ mod tests {
             environment: &user,
             command,
             tty: false,
-            owner: (10001, 10001),
-            supervisor: SUPERVISOR,
+            supervisor: "/bin/supervisor",
         };
         let files = guest.files(1_790_000_000_000).expect("files");
         let config: Value = serde_json::from_slice(&files.files[0].bytes).expect("JSON");
+        // What the guest's first process does not know it refuses.
+        openshell_init::config::parse(&files.files[0].bytes).expect("taken by the guest");
         let variables = config["process"]["env"].as_array().expect("a list");
         let variables = variables.iter().map(|variable| {
             let (name, value) =
@@ -321,8 +316,8 @@ mod tests {
         assert_eq!(config["version"], 1);
         assert_eq!(config["network"]["address"], "192.168.127.2/24");
         assert_eq!(config["hosts"][0]["address"], "192.168.127.254");
-        assert_eq!(config["directories"][0]["owner"], "10001:10001");
-        assert_eq!(config["process"]["args"][0], SUPERVISOR);
+        assert_eq!(config["directories"][0]["owner"], "sandbox");
+        assert_eq!(config["process"]["args"][0], "/bin/supervisor");
         assert_eq!(config["clock_unix_ms"], 1_790_000_000_000_u64);
         assert_eq!(hostname("é_"), "sandbox");
         assert_eq!(hostname(&"a".repeat(80)).len(), 63);
@@ -343,8 +338,7 @@ mod tests {
                 environment: &environment,
                 command: &[],
                 tty: false,
-                owner: (1, 1),
-                supervisor: SUPERVISOR,
+                supervisor: "/bin/supervisor",
             };
             guest.files(0)
         };

@@ -26,7 +26,12 @@ pub mod parent;
 mod quantity;
 pub mod resources;
 pub mod sandbox;
+pub mod serve;
+pub mod service;
 pub mod state;
+mod validate;
+mod wire;
 
 pub use guest::{GuestFile, GuestFiles};
 pub use id::{InvalidId, SandboxId};
+pub use validate::decoder;

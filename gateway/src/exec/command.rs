@@ -25,7 +25,12 @@ pub fn line(request: &ExecSandboxRequest) -> Result<String, Status> {
     }
     let mut words = Vec::new();
     if !request.workdir.is_empty() {
-        words.extend(["cd".to_owned(), "--".to_owned(), quote(&request.workdir), "&&".to_owned()]);
+        words.push("cd".to_owned());
+        // Not always: a server without a shell reads the plain form only.
+        if request.workdir.starts_with('-') {
+            words.push("--".to_owned());
+        }
+        words.extend([quote(&request.workdir), "&&".to_owned()]);
     }
     for (key, value) in &request.environment {
         if !is_name(key) {
@@ -95,7 +100,7 @@ mod tests {
             environment: [("B".into(), "2 3".into()), ("A".into(), "1".into())].into(),
             ..Default::default()
         };
-        assert_eq!(line(&request).unwrap(), r"cd -- '/a b' && A=1 B='2 3' echo 'it'\''s' ''");
+        assert_eq!(line(&request).unwrap(), r"cd '/a b' && A=1 B='2 3' echo 'it'\''s' ''");
     }
 
     #[test]

@@ -289,7 +289,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_answer_is_read(bytes in proptest::collection::vec(any::<u8>(), 0..64), sequence in any::<u32>()) {
-            drop(result_of(&bytes, sequence));
+            _ = result_of(&bytes, sequence);
         }
     }
 }

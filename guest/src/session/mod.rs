@@ -94,7 +94,7 @@ impl Session {
                 Ok(()) => break,
                 Err(error) => error,
             };
-            let wait = backoff.next();
+            let wait = backoff.wait();
             let text = format!("{}; next try in {} s", chain(&error), wait.as_secs());
             self.log.warn(&text);
             tokio::select! {

@@ -240,10 +240,11 @@ async fn pump(
     loop {
         let read = tokio::select! {
             biased;
-            read = from.read(&mut bytes) => read,
-            _ = ended.wait_for(|ended| *ended) => from.try_read(&mut bytes),
+            read = from.read(&mut bytes) => read.ok(),
+            // The runtime may not have noticed yet that there is something: the kernel is asked.
+            _ = ended.wait_for(|ended| *ended) => rustix::io::read(&from, &mut bytes[..]).ok(),
         };
-        let Ok(len @ 1..) = read else { return };
+        let Some(len @ 1..) = read else { return };
         if to.write_all(&bytes[..len]).await.is_err() {
             return;
         }

@@ -158,7 +158,7 @@ async fn to_the_end(channel: &mut Channel<client::Msg>) -> (Vec<u8>, Option<u32>
         while let Some(message) = channel.wait().await {
             match message {
                 ChannelMsg::Data { data } | ChannelMsg::ExtendedData { data, .. } => {
-                    output.extend(&*data)
+                    output.extend(&*data);
                 }
                 ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
                 _ => {}

@@ -68,6 +68,22 @@ fn an_image_is_pulled_looked_at_and_removed() {
 }
 
 #[test]
+fn the_sandbox_user_has_the_numbers_that_are_asked_for() {
+    let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
+    let cache = home.path();
+    let reference = layout.reference();
+    let usual = json(cache, &["pull", &reference]);
+    let other = json(cache, &["pull", "--sandbox-user", "2000:2001", &reference]);
+    assert_ne!(usual["key"], other["key"], "another image");
+    for (pulled, numbers) in [(usual, ":10001:10001:"), (other, ":2000:2001:")] {
+        let accounts = run(cache, &["cat", pulled["key"].as_str().expect("a key"), "/etc/passwd"]);
+        let accounts = String::from_utf8(accounts.stdout).expect("text");
+        let user = accounts.lines().find(|line| line.starts_with("sandbox:")).expect("a user");
+        assert!(user.contains(numbers), "{user}");
+    }
+}
+
+#[test]
 fn disks_are_written_where_they_shall_be() {
     let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
     let cache = home.path().join("cache");

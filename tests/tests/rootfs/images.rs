@@ -63,7 +63,7 @@ fn populate(root: &Path) {
     for directory in ["bin", "etc/opt", "many", "opaque/below", "sticky"] {
         fs::create_dir_all(at(directory)).unwrap();
     }
-    for number in 0..17_000 {
+    for number in 0..3000 {
         fs::write(at(&format!("many/{number}")), format!("{number}\n")).unwrap();
     }
     fs::write(at("bin/suid"), vec![0x7f; 70_000]).unwrap();

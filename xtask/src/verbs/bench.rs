@@ -15,11 +15,12 @@ use anyhow::{Context as _, Result, bail};
 use super::test::carry;
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::{Clock, Share, Spec};
-use crate::{binaries, cmd, say};
+use crate::{binaries, cmd, say, setup};
 
 const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
-/// The benchmark without a guest.
+/// Benchmarks that boot no guest, and have nothing to do in the lab.
 const IMAGES: &str = "rootfs";
+const NETWORK: &str = "net";
 const DEADLINE: Duration = Duration::from_mins(60);
 const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
@@ -30,7 +31,7 @@ pub(crate) struct Arguments {
     /// Run only this part
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Another VMM to measure beside ours
+    /// Another VMM, or network stack, to measure beside ours
     #[arg(long, value_name = "NAME=PATH")]
     peer: Vec<String>,
     /// Arguments for the benchmark
@@ -48,9 +49,15 @@ enum Part {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    // Guest kernels take long to build, and images need none.
-    let fixtures =
-        if arguments.name == IMAGES { Fixtures::with_rootfs() } else { Fixtures::complete() }?;
+    // Guest kernels take long to build: who boots none does without.
+    let (in_lab, fixtures) = match arguments.name.as_str() {
+        IMAGES => (false, Fixtures::with_rootfs()?),
+        NETWORK => {
+            setup::ensure(setup::Purpose::NetPeers)?;
+            (false, Fixtures::with_command()?)
+        }
+        _ => (true, Fixtures::complete()?),
+    };
     let program = binaries::bench(&arguments.name)?;
     let results = cmd::target().join("bench").join(&arguments.name);
     std::fs::create_dir_all(&results)
@@ -72,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if wants(Part::Host) {
         say::step("measure on this machine", || cmd::run(&mut here("host")))?;
     }
-    if wants(Part::Lab) {
+    if wants(Part::Lab) && in_lab {
         say::step("measure in the lab by its instruction clock", || {
             let spec = clocked(&program, &arguments.arguments, &fixtures, &results, &peers)?;
             match spec.run()?.code {

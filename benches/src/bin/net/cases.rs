@@ -8,8 +8,8 @@ use anyhow::Result;
 
 use crate::rig::Rig;
 use crate::streams::{self, To, Way};
-use crate::system::{Kind, PLAIN, System};
-use crate::{datagrams, exchanges};
+use crate::system::{Kind, OURS, PLAIN, System};
+use crate::{ceiling, datagrams, exchanges};
 
 /// Figure, unit, value. The first one of a run is what its case is about.
 pub(crate) type Sample = (&'static str, &'static str, f64);
@@ -41,6 +41,7 @@ enum Load {
     Connections,
     BlackHoles,
     Idle,
+    Ceiling(Way),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +100,9 @@ fn add_small(add: &mut impl FnMut(u16, String, Load)) {
     add(1500, "connect, a byte, close".into(), Load::Connections);
     add(1500, "connect beside 1,000 black holes".into(), Load::BlackHoles);
     add(1500, "memory".into(), Load::Idle);
+    for way in [Way::Out, Way::In] {
+        add(1500, format!("card's queues, 64 KiB frames, {}", words(way)), Load::Ceiling(way));
+    }
 }
 
 fn words(way: Way) -> &'static str {
@@ -119,6 +123,7 @@ impl Case {
             }
             Load::RoundTrips | Load::Connections => system.name != PLAIN,
             Load::Streams(_) => !bare,
+            Load::Ceiling(_) => system.name == OURS,
             Load::Datagrams { .. } | Load::BlackHoles | Load::Idle => !bare && system.name != PLAIN,
         }
     }
@@ -153,7 +158,17 @@ impl Case {
                     ("connection alone, p99", "us", alone),
                 ])
             }
+            Load::Ceiling(way) => {
+                let ran = ceiling::run(&rig.host, way, span)?;
+                let gigabytes = number(ran.bytes) / 1e9;
+                let cpu = ran.cpu.as_secs_f64() / gigabytes;
+                let rate = ("rate", "Gb/s", gigabytes * 8.0 / ran.wall.as_secs_f64());
+                Ok(vec![rate, ("processor time", "s/GB", cpu)])
+            }
             Load::Idle => {
+                // A stack that has done something keeps memory of it.
+                let fresh = Rig::open(&rig.system, self.mtu, None)?;
+                let rig = &fresh;
                 let (before, with) = exchanges::idle(rig, IDLE_FLOWS as usize)?;
                 let each = number(with.saturating_sub(before)) / f64::from(IDLE_FLOWS);
                 Ok(vec![("resident", "KiB", number(before)), ("each idle flow", "KiB", each)])

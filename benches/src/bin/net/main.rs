@@ -9,7 +9,9 @@
     reason = "a case takes a minute: people want to see that it goes on"
 )]
 
+mod card;
 mod cases;
+mod ceiling;
 mod datagrams;
 mod exchanges;
 mod process;

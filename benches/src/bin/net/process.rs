@@ -7,9 +7,28 @@ use std::time::Duration;
 
 /// Processor time, user and system, of all threads of process `pid`.
 pub(crate) fn cpu_time(pid: u32) -> io::Result<Duration> {
-    let pid = i32::try_from(pid).map_err(io::Error::other)?;
-    // As the kernel makes clock numbers: the complement of the process, "as the scheduler counts".
-    let clock = (!pid << 3) | 2;
+    clock(i32::try_from(pid).map_err(io::Error::other)?, 0)
+}
+
+/// Processor time of thread `tid` of this process.
+pub(crate) fn thread_time(tid: i32) -> io::Result<Duration> {
+    clock(tid, 4)
+}
+
+/// The thread of this process with the name given.
+pub(crate) fn thread_named(name: &str) -> io::Result<i32> {
+    for entry in std::fs::read_dir("/proc/self/task")? {
+        let entry = entry?;
+        if std::fs::read_to_string(entry.path().join("comm"))?.trim() == name {
+            return entry.file_name().to_string_lossy().parse().map_err(io::Error::other);
+        }
+    }
+    Err(io::Error::other(format!("no thread {name}")))
+}
+
+fn clock(of: i32, per_thread: i32) -> io::Result<Duration> {
+    // As the kernel makes clock numbers: the complement of the process or thread, which of them, "as the scheduler counts".
+    let clock = (!of << 3) | per_thread | 2;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the structure outlives the call, which writes it.
     if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {

@@ -136,13 +136,8 @@ impl Rig {
         let Some(mut command) = made else { return Ok(()) };
         let log = File::create(self.log())?;
         command.stdout(log.try_clone()?).stderr(log);
-        // SAFETY: between fork and exec it makes one system call, which takes numbers only.
-        unsafe {
-            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            });
-        }
+        // SAFETY: between fork and exec it makes one system call and takes no lock and no memory.
+        unsafe { command.pre_exec(die_with_parent) };
         self.stack = Some(command.spawn()?);
         Ok(())
     }
@@ -197,6 +192,15 @@ impl Rig {
                 }
             }
         }
+    }
+}
+
+/// Has the kernel kill this process when the thread ends that started it.
+fn die_with_parent() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -135,10 +135,10 @@ impl Pull {
             Event::new(Reason::Pulled, format!("Image {} is ready", self.image))
                 .complete(progress::PULLING, "Image ready")
                 .with(progress::ACTIVE_STEP, progress::STARTING)
-                .with("cache_hit", cached)
+                .with("cache_hit", cached.to_string())
                 .with("image_identity", identity)
                 .with("image_source", "registry")
-                .with("image_size_bytes", bytes),
+                .with("image_size_bytes", bytes.to_string()),
         );
         cached
     }
@@ -163,12 +163,12 @@ impl Pull {
     fn layer(&self, layer: usize, name: Option<&str>, bytes: Option<u64>) -> Event {
         let message = format!("Pulling layer {}", layer.saturating_add(1));
         let mut event = Event::new(Reason::PullingLayer, message).active(progress::PULLING);
-        event = event.with("layer_index", layer);
+        event = event.with("layer_index", layer.to_string());
         if let Some(name) = name {
             event = event.with("layer_digest", bounded(name));
         }
         match bytes {
-            Some(bytes) => event.with("layer_size_bytes", bytes),
+            Some(bytes) => event.with("layer_size_bytes", bytes.to_string()),
             None => event,
         }
     }

@@ -54,6 +54,8 @@ pub struct ProgramPaths {
     pub net_policy: Option<PathBuf>,
     /// The cache of images.
     pub cache: PathBuf,
+    /// User and group `sandbox` in images that have none.
+    pub sandbox_user: (u32, u32),
 }
 
 /// Runs the programs.
@@ -120,7 +122,9 @@ impl Programs {
     async fn pull(&self, image: &str, news: News) -> Result<(Image, bool), BackendError> {
         let pull = Pull::new(image, news);
         // Behind `--` nothing is read as an option.
-        let program = self.rootfs(Path::new("/")).args(["--progress", "json", "pull", "--", image]);
+        let program =
+            self.rootfs(Path::new("/")).args(["--progress", "json", "pull"]).args(self.user());
+        let program = program.args(["--", image]);
         let output = program
             .run(IMAGE_LIMIT, HEARTBEAT, |line| pull.line(line), || pull.heartbeat())
             .await?;
@@ -128,6 +132,14 @@ impl Programs {
         let image = parse(&program, &output, said.as_deref())?;
         let cached = pull.done(&image.identity, image.size_bytes);
         Ok((image, cached))
+    }
+
+    /// The option for a user with other numbers than an image gets by itself.
+    fn user(&self) -> Vec<String> {
+        match self.paths.sandbox_user {
+            (10001, 10001) => Vec::new(),
+            (uid, gid) => vec![format!("--sandbox-user={uid}:{gid}")],
+        }
     }
 
     /// The image that a disk was made above: that one, or none.

@@ -114,6 +114,7 @@ impl Backend for Stub {
         news: News,
     ) -> Boxed<'a, Result<Prepared, BackendError>> {
         Box::pin(async move {
+            let forget = Forget { stub: self, name: name_of(spec) };
             let (time, refuse, disks) = {
                 let mut script = self.script();
                 script.specs.insert(name_of(spec), spec.clone());
@@ -131,7 +132,9 @@ impl Backend for Stub {
                 let made = disk.and_then(|disk| disk.set_len(spec.overlay_bytes));
                 made.map_err(|source| BackendError::Run { program: "stub".to_owned(), source })?;
             }
-            self.fetch(&spec.image, news).await
+            let prepared = self.fetch(&spec.image, news).await?;
+            forget.not();
+            Ok(prepared)
         })
     }
 
@@ -148,6 +151,26 @@ impl Backend for Stub {
             let name = name_of(spec);
             Ok(Box::new(StubMachine { stub: self.clone(), name, ends }) as Box<dyn Machine>)
         })
+    }
+}
+
+/// Forgets what was asked for when nothing comes of it.
+struct Forget<'a> {
+    stub: &'a Stub,
+    name: String,
+}
+
+impl Forget<'_> {
+    fn not(mut self) {
+        self.name.clear();
+    }
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if !self.name.is_empty() {
+            self.stub.script().specs.remove(&self.name);
+        }
     }
 }
 

@@ -13,11 +13,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 
-use super::Request;
 use super::condition::{Status, unix_ms};
 use super::keeper::Keeper;
 use super::registry::{Registry, Snapshot, Task};
 use super::watch::Watcher;
+use super::{Request, Unusable};
 use crate::backend::{Backend, MachineSpec, News, Stop};
 use crate::endpoint::Endpoint;
 use crate::events::{Event, Reason, progress};
@@ -30,7 +30,7 @@ use crate::state::{SandboxDir, StateDir, StateError};
 const PREPARING: usize = 16;
 const STARTING: usize = 8;
 /// How long all machines together may take when the driver ends.
-const FAREWELL: Duration = Duration::from_secs(13);
+const FAREWELL: Duration = Duration::from_secs(12);
 
 /// Files with the certificates of guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +58,6 @@ pub struct Settings {
     pub overlay_bytes: u64,
     /// Whether the operator asked for GPUs.
     pub gpu: bool,
-    /// User and group of `/sandbox`.
-    pub owner: (u32, u32),
     /// How much supervisors say.
     pub log_level: String,
     /// Whether supervisors may send telemetry.
@@ -68,6 +66,8 @@ pub struct Settings {
     pub supervisor: String,
     /// Further rules of every machine's network.
     pub rules: Vec<String>,
+    /// Where archives must lie that users name; anywhere if not set.
+    pub rootfs_tar_dir: Option<PathBuf>,
 }
 
 /// Why something that was asked for did not happen.
@@ -97,7 +97,7 @@ impl From<StateError> for DriverError {
 }
 
 /// Reads a request as it was kept.
-type Decode = dyn Fn(&[u8]) -> Result<Request, String> + Send + Sync;
+type Decode = dyn Fn(&[u8]) -> Result<Request, Unusable> + Send + Sync;
 
 /// The driver.
 pub struct Driver {
@@ -124,7 +124,7 @@ impl Driver {
         state: StateDir,
         settings: Settings,
         backend: Arc<dyn Backend>,
-        decode: impl Fn(&[u8]) -> Result<Request, String> + Send + Sync + 'static,
+        decode: impl Fn(&[u8]) -> Result<Request, Unusable> + Send + Sync + 'static,
     ) -> Arc<Self> {
         Arc::new(Self {
             state,
@@ -141,6 +141,20 @@ impl Driver {
     /// What the operator set.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Whether a sandbox could be taken in.
+    ///
+    /// # Errors
+    ///
+    /// When its files cannot be made ready.
+    pub async fn check(self: &Arc<Self>, request: Request) -> Result<(), DriverError> {
+        let driver = Arc::clone(self);
+        blocking(move || {
+            let directory = driver.state.sandbox(&request.identity.id);
+            driver.spec(&request, directory, Vec::new()).map(drop)
+        })
+        .await
     }
 
     /// Takes a sandbox in. `encoded` is the request as it is to be kept. Its machine starts later.
@@ -178,7 +192,7 @@ impl Driver {
                     .with(progress::ACTIVE_STEP, progress::PULLING),
             );
             driver.registry.publish(&id);
-            driver.keep(id, spec, directory, true);
+            driver.keep(&id, spec, directory, true);
             Ok(())
         })
         .await
@@ -301,7 +315,7 @@ impl Driver {
                 .await?
             };
             driver.registry.set(&id, Status::starting());
-            driver.keep(id, spec, directory, false);
+            driver.keep(&id, spec, directory, false);
             Ok(())
         })
         .await
@@ -348,52 +362,62 @@ impl Driver {
         let found = blocking(move || {
             let mut found = Vec::new();
             for (id, directory) in driver.state.sandboxes()? {
-                let encoded = directory.request()?;
-                match (driver.decode)(&encoded) {
-                    Ok(request) if request.identity.id == id => {
-                        found.push((id, request, directory));
+                let request = match directory.request() {
+                    Ok(encoded) => (driver.decode)(&encoded),
+                    Err(error) => {
+                        tracing::error!(%id, %error, "a sandbox cannot be brought back");
+                        continue;
                     }
-                    Ok(request) => {
-                        let other = request.identity.id;
-                        tracing::warn!(%id, %other, "the request is another sandbox's");
-                    }
-                    Err(error) => tracing::warn!(%id, error, "the request cannot be read"),
+                };
+                let identity = match &request {
+                    Ok(request) => Some(&request.identity),
+                    Err(unusable) => unusable.identity.as_ref(),
+                };
+                match identity {
+                    Some(identity) if identity.id == id => found.push((request, directory)),
+                    _ => tracing::warn!(%id, "the request is no request, or another sandbox's"),
                 }
             }
             Ok(found)
         })
         .await?;
-        for (id, request, directory) in found {
-            self.restore_one(id, request, directory, rules.clone());
+        for (request, directory) in found {
+            self.restore_one(request, directory, rules.clone());
         }
         Ok(())
     }
 
     fn restore_one(
         self: &Arc<Self>,
-        id: SandboxId,
-        request: Request,
+        request: Result<Request, Unusable>,
         directory: SandboxDir,
         rules: Vec<String>,
     ) {
+        let identity = match &request {
+            Ok(request) => request.identity.clone(),
+            Err(Unusable { identity: Some(identity), .. }) => identity.clone(),
+            Err(_) => return,
+        };
         let (status, start) = if directory.is_stopped() {
             (Status::Stopped, None)
         } else if let Some(why) = directory.exited() {
             (Status::ProcessExited(why), None)
         } else {
-            match self.preflight_of(&request, &directory, rules) {
+            let spec = request.map_err(|unusable| DriverError::Internal(unusable.why));
+            match spec.and_then(|request| self.preflight_of(&request, &directory, rules)) {
                 Ok(spec) => (Status::starting(), Some(spec)),
                 Err(error) => (Status::ProvisioningFailed(error.to_string()), None),
             }
         };
-        if !self.registry.reserve(&request.identity, status) {
+        if !self.registry.reserve(&identity, status) {
             return;
         }
+        let id = identity.id;
         self.registry.publish(&id);
         if let Some(spec) = start {
             let event = Event::new(Reason::Restoring, "Starting the sandbox again");
             self.registry.tell(&id, event.active(progress::STARTING));
-            self.keep(id, spec, directory, false);
+            self.keep(&id, spec, directory, false);
         }
     }
 
@@ -450,7 +474,7 @@ impl Driver {
     /// Starts the task that keeps a machine.
     fn keep(
         self: &Arc<Self>,
-        id: SandboxId,
+        id: &SandboxId,
         spec: MachineSpec,
         directory: SandboxDir,
         fresh: bool,
@@ -459,7 +483,7 @@ impl Driver {
         let keeper =
             Keeper { driver: Arc::clone(self), id: id.clone(), spec, directory, fresh, cancelled };
         let mut records = self.registry.lock();
-        let Some(record) = records.all.get_mut(&id) else { return };
+        let Some(record) = records.all.get_mut(id) else { return };
         record.active = true;
         record.task = Some(Task { cancel, handle: tokio::spawn(keeper.run()) });
     }
@@ -483,7 +507,12 @@ impl Driver {
         }
         let mut rules = self.settings.endpoint.rules().await;
         let found = !rules.is_empty();
-        rules.extend(self.settings.rules.iter().cloned());
+        // A rule that is there twice is an error of the machine's network.
+        for rule in &self.settings.rules {
+            if !rules.contains(rule) {
+                rules.push(rule.clone());
+            }
+        }
         // A name that could not be looked up may be there the next time.
         if found {
             return self.rules.get_or_init(|| rules).clone();
@@ -494,8 +523,9 @@ impl Driver {
     /// What a sandbox's machine is made of, checked against what is kept of it.
     fn preflight(&self, id: &SandboxId, rules: Vec<String>) -> Result<MachineSpec, DriverError> {
         let directory = self.state.sandbox(id);
-        let request = (self.decode)(&directory.request()?)
-            .map_err(|error| DriverError::Internal(format!("the request is unusable: {error}")))?;
+        let request = (self.decode)(&directory.request()?).map_err(|error| {
+            DriverError::Internal(format!("the request is unusable: {}", error.why))
+        })?;
         self.preflight_of(&request, &directory, rules)
             .map_err(|error| DriverError::Internal(error.to_string()))
     }
@@ -539,7 +569,6 @@ impl Driver {
             environment: &request.environment,
             command: &request.command,
             tty: request.tty,
-            owner: settings.owner,
             supervisor: &settings.supervisor,
         };
         let guest = guest.files(unix_ms(SystemTime::now()));

@@ -49,8 +49,8 @@ impl Keeper {
             Life::Failed(why) => self.failed(why).await,
             Life::Ended(ended) if !ended.ran => self.failed(ended.message).await,
             Life::Ended(ended) => {
-                let event =
-                    Event::new(Reason::ProcessExited, &ended.message).with("exit_code", ended.code);
+                let event = Event::new(Reason::ProcessExited, &ended.message)
+                    .with("exit_code", ended.code.to_string());
                 self.over(Status::ProcessExited(ended.message), event).await;
             }
             Life::Lost(why) => {

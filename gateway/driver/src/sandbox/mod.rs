@@ -55,6 +55,15 @@ pub struct Request {
     pub token: String,
 }
 
+/// A request that was kept and cannot be used any more.
+#[derive(Debug, Clone)]
+pub struct Unusable {
+    /// Whose it is, if that can be told.
+    pub identity: Option<Identity>,
+    /// Why.
+    pub why: String,
+}
+
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Environment and token are secrets.

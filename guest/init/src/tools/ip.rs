@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -179,7 +179,7 @@ fn set_link(
 }
 
 /// Makes a namespace that lives as long as the mount at `path`.
-fn add_namespace(path: &PathBuf) -> Result<(), String> {
+fn add_namespace(path: &Path) -> Result<(), String> {
     let shown = path.display();
     fs::create_dir_all(NAMESPACES).map_err(|error| format!("{NAMESPACES}: {error}"))?;
     let made = File::options().write(true).create_new(true).open(path);
@@ -194,7 +194,7 @@ fn add_namespace(path: &PathBuf) -> Result<(), String> {
     })
 }
 
-fn delete_namespace(path: &PathBuf) -> Result<(), String> {
+fn delete_namespace(path: &Path) -> Result<(), String> {
     let shown = path.display();
     // What is no mount is a left-over file.
     match unmount(path, UnmountFlags::DETACH) {
@@ -209,9 +209,9 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(text: &str, expected: Option<Command<'_>>) {
+    fn check(text: &str, expected: Option<&Command<'_>>) {
         let words: Vec<&str> = text.split_whitespace().collect();
-        assert_eq!(parse(&words), expected, "{text}");
+        assert_eq!(parse(&words).as_ref(), expected, "{text}");
     }
 
     fn set<'a>(name: &'a str, up: Option<bool>, namespace: Option<&'a str>) -> Command<'a> {
@@ -240,7 +240,7 @@ mod tests {
                 Command::AddRoute { to: Some(prefix), via: None, interface: Some("a") },
             ),
         ] {
-            check(text, Some(command));
+            check(text, Some(&command));
         }
     }
 

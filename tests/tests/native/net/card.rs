@@ -109,7 +109,8 @@ fn the_network_starts_with_the_driver_and_its_counts_are_in_the_result() {
     let guest = Guest::new(script.say("up").spin());
     let running = guest.run().arg("--result").arg(guest.path("result")).spawn();
     running.wait_for("up");
-    let want = [("net", "2"), ("netfiles", "2")].map(|(name, filter)| (name.into(), filter.into()));
+    let want = [("net", "2"), ("netfiles", "2")]
+        .map(|(name, filter)| (name.to_owned(), filter.to_owned()));
     let found = eventually(&want.to_vec(), || {
         let mut threads = running.thread_status("Seccomp:");
         threads.retain(|(name, _)| name.starts_with("net"));

@@ -271,10 +271,12 @@ impl<P: Payload> Conn<'_, '_, P> {
         told < worth && open >= worth && self.flow.guest_fin == GuestFin::None
     }
 
-    /// The least window, in bytes, that a guest does something with: one that sends large packets waits until there is room for one.
+    /// The least window, in bytes, that a guest does something with: one that sends large packets waits until there is room for one,
+    /// and what it is told is rounded down.
     fn worth_telling(&self) -> u32 {
-        let mss = u32::from(self.shared.our_mss(&self.key));
-        WORTH_TELLING.max(mss.min(self.shared.bounds.max_window))
+        let unit = 1 << self.flow.our_scale;
+        let packet = u32::from(self.shared.our_mss(&self.key)) + unit;
+        WORTH_TELLING.max(packet.min(self.shared.bounds.max_window))
     }
 
     /// The window field of the next segment; what it says becomes the edge.
