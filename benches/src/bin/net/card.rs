@@ -4,7 +4,8 @@
 //! when the event index asks for it; it sleeps on the interrupt), except that it never touches payload and that no processor exits.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicI32, Ordering, fence};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use openshell_vmm::config::net::{MacAddress, Mtu, NetSpec};
@@ -16,6 +17,8 @@ use openshell_vmm::virtio::net::{Card, Net, Port, Serve, features};
 use openshell_vmm::virtio::queue::{DESC_F_NEXT, DESC_F_WRITE, QueueConfig};
 use openshell_vmm::virtio::{Activation, Interrupt, Queue, VirtioDevice as _};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::process;
 
 /// Bytes before each frame that say what is left to do with it.
 pub(crate) const VNET_BYTES: usize = 12;
@@ -35,6 +38,9 @@ const PAYLOAD: u64 = 0x10_0000;
 const BUFFERS: u64 = 0x20_0000;
 const BUFFER_BYTES: u32 = 66 << 10;
 
+/// A stack that has nothing to say for so long has stopped.
+const SILENCE: Duration = Duration::from_secs(2);
+
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 
@@ -47,6 +53,7 @@ pub(crate) struct Driver {
     rings: [Ring; 2],
     /// Transmit slots that are free: each is two descriptors.
     free: Vec<u16>,
+    thread: Arc<AtomicI32>,
 }
 
 /// One queue as its driver sees it.
@@ -75,7 +82,10 @@ impl Driver {
             features: offered,
             ring_size: ENTRIES,
         };
+        let thread = Arc::new(AtomicI32::new(0));
+        let told = Arc::clone(&thread);
         let prepare = move || {
+            told.store(process::this_thread(), Ordering::Release);
             let host = Host::new(Setup::new(plan, MacAddress::GUEST, mtu));
             let mut host = host.expect("the host has descriptors left");
             Box::new(move |port: &mut Port| {
@@ -115,12 +125,17 @@ impl Driver {
         let heads = ram.window(GuestAddress(HEADS), heads_len, 2)?;
         let rings = rings.try_into().ok().context("two rings")?;
         let free = (0..ENTRIES / 2).collect();
-        let mut driver = Self { device, interrupt, heads, ram, rings, free };
+        let mut driver = Self { device, interrupt, heads, ram, rings, free, thread };
         for buffer in 0..ENTRIES {
             driver.rings[RECEIVE].put(buffer);
         }
         driver.publish()?;
         Ok(driver)
+    }
+
+    /// The device's thread, once it has answered anything.
+    pub(crate) fn thread(&self) -> i32 {
+        self.thread.load(Ordering::Acquire)
     }
 
     /// Whether another frame can be put.
@@ -179,6 +194,8 @@ impl Driver {
             return Ok(());
         }
         ensure!(!self.interrupt.device_failed(), "the device asks for a reset");
+        let raised = process::is_readable(self.interrupt.line(), SILENCE)?;
+        ensure!(raised, "nothing for {SILENCE:?}; {} transmit slots are free", self.free.len());
         self.interrupt.line().read()?;
         self.interrupt.acknowledge(self.interrupt.status());
         Ok(())

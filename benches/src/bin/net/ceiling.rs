@@ -118,7 +118,7 @@ impl Guest {
 
     /// The warm-up, and the window after it.
     fn serve(&mut self, way: Way, received: &AtomicU64, window: Duration) -> Result<Ran> {
-        let tid = process::thread_named("net")?;
+        let tid = self.driver.thread();
         self.run_until(way, Instant::now() + WARM_UP)?;
         let count = |guest: &Self| match way {
             Way::Out => received.load(Ordering::Relaxed),
@@ -139,22 +139,31 @@ impl Guest {
             if self.ack_due && self.put(TcpFlags::ACK, 0)? {
                 (self.ack_due, idle) = (false, false);
             }
-            while way == Way::Out && self.may_send() {
-                self.put(TcpFlags::ACK, FRAME_BYTES)?;
-                self.next = self.next.wrapping_add(FRAME_BYTES);
+            while way == Way::Out
+                && let Some(payload) = self.may_send()
+            {
+                self.put(TcpFlags::ACK, payload)?;
+                self.next = self.next.wrapping_add(payload);
                 idle = false;
             }
             self.driver.publish()?;
             if idle {
-                self.driver.wait()?;
+                self.driver.wait().with_context(|| {
+                    let under_way = self.next.wrapping_sub(self.acknowledged);
+                    format!("{under_way} bytes under way, a window of {}", self.window)
+                })?;
             }
         }
         Ok(())
     }
 
-    fn may_send(&self) -> bool {
+    /// How much the next frame carries: as much as can be, or what there is room for when nothing is under way.
+    fn may_send(&self) -> Option<u32> {
         let under_way = self.next.wrapping_sub(self.acknowledged);
-        self.driver.has_room() && under_way + FRAME_BYTES <= self.window
+        let room = self.window.saturating_sub(under_way) / u32::from(MSS) * u32::from(MSS);
+        let payload = room.min(FRAME_BYTES);
+        let worth = payload == FRAME_BYTES || (under_way == 0 && payload > 0);
+        (worth && self.driver.has_room()).then_some(payload)
     }
 
     /// Puts a segment with `payload` bytes. False when there is no room.

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "the clock of another process and processor sets are system calls")]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// Processor time, user and system, of all threads of process `pid`.
@@ -15,15 +16,21 @@ pub(crate) fn thread_time(tid: i32) -> io::Result<Duration> {
     clock(tid, 4)
 }
 
-/// The thread of this process with the name given.
-pub(crate) fn thread_named(name: &str) -> io::Result<i32> {
-    for entry in std::fs::read_dir("/proc/self/task")? {
-        let entry = entry?;
-        if std::fs::read_to_string(entry.path().join("comm"))?.trim() == name {
-            return entry.file_name().to_string_lossy().parse().map_err(io::Error::other);
-        }
+/// Whether `file` has something to read within `patience`.
+pub(crate) fn is_readable(file: &impl AsRawFd, patience: Duration) -> io::Result<bool> {
+    let mut wait = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: there is one structure, which outlives the call.
+    match unsafe { libc::poll(&raw mut wait, 1, millis) } {
+        -1 => Err(io::Error::last_os_error()),
+        count => Ok(count > 0),
     }
-    Err(io::Error::other(format!("no thread {name}")))
+}
+
+/// The calling thread.
+pub(crate) fn this_thread() -> i32 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { libc::gettid() }
 }
 
 fn clock(of: i32, per_thread: i32) -> io::Result<Duration> {
@@ -73,7 +80,7 @@ pub(crate) fn open_many_files() -> io::Result<u64> {
 }
 
 /// Segments that the connection behind `socket` sent again.
-pub(crate) fn retransmits(socket: &impl std::os::fd::AsRawFd) -> io::Result<u32> {
+pub(crate) fn retransmits(socket: &impl AsRawFd) -> io::Result<u32> {
     // SAFETY: the structure is plain integers, for which zeroes are valid.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut len = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
