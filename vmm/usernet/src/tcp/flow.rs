@@ -84,6 +84,8 @@ pub(super) struct Flow<P> {
     pub(super) parked: u16,
     /// The socket takes nothing until it says so.
     pub(super) host_full: bool,
+    /// The socket says that it takes something, which may be news: it is looked at when the turn's frames are sent.
+    pub(super) look: bool,
 
     /// The oldest byte that the guest has not acknowledged; the ring begins with it.
     pub(super) una: Seq,
@@ -152,6 +154,7 @@ impl<P> Flow<P> {
             queue_bytes: 0,
             parked: 0,
             host_full: false,
+            look: false,
             una: first,
             next: first,
             max: first,

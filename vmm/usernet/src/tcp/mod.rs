@@ -301,6 +301,11 @@ impl<P: Payload> Tcp<P> {
         self.serve(turn);
         for id in dirty.drain(..) {
             self.with(id, turn, |conn| {
+                if conn.flow.look && conn.flow.state == State::Established {
+                    conn.flow.look = false;
+                    conn.flow.poll_at = conn.flow.poll_at.min(conn.turn.now);
+                    conn.measure();
+                }
                 let owed = conn.tell().is_err();
                 conn.flow.dirty = owed;
                 if owed {

@@ -128,10 +128,13 @@ impl<P: Payload> Conn<'_, '_, P> {
                 self.flow.readable |= readiness.readable;
             }
             State::SynSent | State::SynReceived | State::Established => {
-                // An event tells all that is possible, mostly what nobody waits for.
-                if readiness.writable && (self.flow.host_full || self.flow.poll_at != NEVER) {
-                    self.flow.host_full = false;
-                    self.flow.poll_at = self.flow.poll_at.min(self.turn.now);
+                if readiness.writable {
+                    if self.flow.host_full {
+                        self.flow.host_full = false;
+                        self.flow.poll_at = self.flow.poll_at.min(self.turn.now);
+                    } else {
+                        self.flow.look = true;
+                    }
                     self.mark_dirty();
                 }
                 if readiness.readable || readiness.failed {
