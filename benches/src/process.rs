@@ -22,6 +22,9 @@ pub struct Spent {
     pub wall: Duration,
     /// Processor time, user and system, of all its threads.
     pub cpu: Duration,
+    /// Largest resident set in KiB, of it or of a child that it waited for. Never less than what this process itself had in memory
+    /// when it started the other: who measures stays small.
+    pub peak_kib: u64,
 }
 
 /// A process that runs.
@@ -74,7 +77,8 @@ impl Process {
         let wall = self.begin.elapsed();
         let signalled = libc::WIFSIGNALED(status);
         let code = if signalled { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
-        Ok(Spent { code, wall, cpu: duration(usage.ru_utime) + duration(usage.ru_stime) })
+        let cpu = duration(usage.ru_utime) + duration(usage.ru_stime);
+        Ok(Spent { code, wall, cpu, peak_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0) })
     }
 
     /// Ends it.
@@ -102,5 +106,6 @@ mod tests {
         let spent = spent.wait().unwrap();
         assert_eq!(spent.code, 3);
         assert!(spent.wall >= spent.cpu / 4 && spent.wall > Duration::ZERO);
+        assert!(spent.peak_kib > 0);
     }
 }

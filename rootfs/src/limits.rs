@@ -3,6 +3,12 @@
 //! Every limit that is passed is an error that names the entry and the limit. The defaults are far above what images
 //! need; a bomb meets them while it is read, not after.
 
+/// What an entry counts for in [`Limits::metadata_bytes`] besides its names and attributes.
+pub const ENTRY_BYTES: u64 = 192;
+
+/// What the attributes of an entry count for besides their names and values.
+pub const XATTRS_BYTES: u64 = 640;
+
 /// The limits of one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -12,6 +18,11 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Entries of all layers together.
     pub entries: u64,
+    /// Memory for what is known of the entries of all layers: names, targets, extended attributes, runs of data, and
+    /// [`ENTRY_BYTES`] for each.
+    pub metadata_bytes: u64,
+    /// Runs of data in one sparse file.
+    pub extents: u64,
     /// Bytes of a path, and of the target of a link.
     pub path_bytes: usize,
     /// Bytes of one component of a path. ext4 stores at most 255.
@@ -20,7 +31,7 @@ pub struct Limits {
     pub depth: usize,
     /// Bytes of the targets of symbolic links that are followed while layers are merged.
     pub followed_bytes: u64,
-    /// Bytes of one extended header, and of all global headers together.
+    /// Bytes of the extended headers of one entry, and of all global headers together.
     pub extended_header_bytes: u64,
     /// Bytes of the names and values of one inode's extended attributes.
     pub xattr_bytes: usize,
@@ -42,10 +53,12 @@ impl Default for Limits {
             raw_bytes: 64 << 30,
             file_bytes: 16 << 30,
             entries: 4_000_000,
+            metadata_bytes: 128 << 20,
+            extents: 1 << 20,
             path_bytes: 4096,
             component_bytes: 255,
             depth: 256,
-            followed_bytes: 1 << 30,
+            followed_bytes: 16 << 20,
             extended_header_bytes: 1 << 20,
             xattr_bytes: 64 << 10,
             ratio: 1000,
@@ -69,6 +82,12 @@ pub enum Limit {
     /// [`Limits::entries`].
     #[error("{0} entries in all layers")]
     Entries(u64),
+    /// [`Limits::metadata_bytes`].
+    #[error("{0} bytes of names and attributes in all layers")]
+    MetadataBytes(u64),
+    /// [`Limits::extents`].
+    #[error("{0} runs of data in a sparse file")]
+    Extents(u64),
     /// [`Limits::path_bytes`].
     #[error("{0} bytes in a path")]
     PathBytes(usize),

@@ -8,5 +8,6 @@ pub mod pattern;
 mod process;
 pub mod pty;
 pub mod streams;
+pub mod walk;
 
-pub use process::{signal, terminal};
+pub use process::{peak_of_children_kib, signal, terminal};

@@ -1,8 +1,9 @@
-//! The three calls about a process that the standard library lacks: a signal of any number, its end without reaping it, a terminal.
+//! The calls about a process that the standard library lacks: a signal of any number, its end without reaping it, what it took, a
+//! terminal.
 //!
 //! Invariant: a process id is used only while its owner has not reaped it, so that it can't have become another process's.
 
-#![expect(unsafe_code, reason = "kill, waitid and openpty are system calls")]
+#![expect(unsafe_code, reason = "kill, waitid, getrusage and openpty are system calls")]
 
 use std::fs::File;
 use std::io;
@@ -30,6 +31,19 @@ pub(crate) fn wait_for_end(pid: u32) -> io::Result<()> {
             done => return done,
         }
     }
+}
+
+/// The most memory in KiB that any child of this process had in RAM, of those that were reaped.
+///
+/// # Errors
+/// What the host said.
+pub fn peak_of_children_kib() -> io::Result<u64> {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` has room for the one structure that the kernel writes.
+    succeeded(unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) })?;
+    // SAFETY: the kernel has written it, and zeros would be one, too.
+    let usage = unsafe { usage.assume_init() };
+    u64::try_from(usage.ru_maxrss).map_err(io::Error::other)
 }
 
 /// A new pseudo-terminal: the side of the user, and the side of the program.

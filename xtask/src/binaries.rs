@@ -33,6 +33,35 @@ pub(crate) fn guest_probe() -> Result<PathBuf> {
     })
 }
 
+/// Builds the first process of guests and returns its path.
+pub(crate) fn guest_init() -> Result<PathBuf> {
+    let package = package_at("guest/init")?;
+    say::step("build openshell-init (static, small)", || {
+        let mut command = cargo("build");
+        command.args(["--profile", "guest", "--package", &package, "--bin", "openshell-init"]);
+        executable(&mut command, "bin", "openshell-init")
+    })
+}
+
+/// Builds the command `openshell-rootfs` as it is tested and returns its path.
+pub(crate) fn rootfs() -> Result<PathBuf> {
+    say::step("build openshell-rootfs (static)", || {
+        let mut command = cargo("build");
+        command.args(["--package", "openshell-rootfs", "--bin", "openshell-rootfs"]);
+        executable(&mut command, "bin", "openshell-rootfs")
+    })
+}
+
+/// Builds the supervisor of sandboxes and returns its path.
+pub(crate) fn guest_supervisor() -> Result<PathBuf> {
+    let package = package_at("guest")?;
+    say::step("build openshell-supervisor (static, release)", || {
+        let mut command = cargo("build");
+        command.args(["--release", "--package", &package, "--bin", "openshell-supervisor"]);
+        executable(&mut command, "bin", "openshell-supervisor")
+    })
+}
+
 /// Builds an end-to-end test target of the package at `tests/` and returns the test program.
 pub(crate) fn end_to_end(target: &str) -> Result<PathBuf> {
     let package = package_at("tests")?;

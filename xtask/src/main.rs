@@ -32,6 +32,8 @@ enum Verb {
     Lab(verbs::lab::Arguments),
     /// Run every test, each on a machine that can run it
     Test(verbs::test::Arguments),
+    /// Run the property tests of images on more random trees, and what takes too long for every run
+    Property(verbs::property::Arguments),
     /// Check format, lints, arrows between modules, unsafe code, names and dependencies
     Lint,
     /// Set everything up and boot a guest to its shell
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Kernel(arguments) => kernel::run(&arguments).map(|()| ExitCode::SUCCESS),
         Verb::Lab(arguments) => verbs::lab::run(arguments),
         Verb::Test(arguments) => verbs::test::run(&arguments),
+        Verb::Property(arguments) => verbs::property::run(&arguments),
         Verb::Lint => verbs::lint::run(),
         Verb::Demo => verbs::demo::run(),
         Verb::Dist => verbs::dist::run(),

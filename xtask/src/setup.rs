@@ -86,6 +86,8 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "mmdebstrap",
+            "attr",
             "libcap2-bin",
             "zstd",
             "openssl",
@@ -294,7 +296,8 @@ fn update_package_lists() -> Result<()> {
     })
 }
 
-fn is_root() -> Result<bool> {
+/// Whether this program runs as root.
+pub(crate) fn is_root() -> Result<bool> {
     Ok(output_of(Command::new("id").arg("-u"))?.trim() == "0")
 }
 

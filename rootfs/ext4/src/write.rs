@@ -146,7 +146,7 @@ pub struct Options {
 pub struct Summary {
     /// Bytes of the image, holes included: a multiple of 4,096.
     pub size_bytes: u64,
-    /// Inodes in use, without the reserved ones.
+    /// Inodes in use. Of the reserved ones that of the root counts, and that of a journal.
     pub inodes: u32,
     /// Bytes of files' blocks.
     pub data_bytes: u64,

@@ -83,8 +83,8 @@ impl Reading<'_> {
     }
 
     fn cached(&self, at: usize, source: &LayerSource, budget: &Budget<'_>, layer: Layer) -> Read {
-        let taken = budget.take(layer.raw_bytes, layer.entries.len() as u64);
-        taken.map_err(|limit| LayerError::Limit { layer: source.name.clone(), limit })?;
+        let (name, entry) = (|| source.name.clone(), None);
+        budget.take(&layer).map_err(|limit| LayerError::Limit { layer: name(), entry, limit })?;
         self.progress.layer_done(at, true);
         Ok((layer, None))
     }

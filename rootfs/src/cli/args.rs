@@ -86,9 +86,15 @@ pub(crate) struct SourceArgs {
     /// Put a file into the image: SOURCE:TARGET[:MODE[:UID[:GID]]], mode in octal
     #[arg(long = "add", value_name = "SRC:DST:MODE:UID:GID")]
     pub(crate) add: Vec<String>,
+    /// Memory that names and attributes of the files may take: a million files need 256M
+    #[arg(long, value_parser = size, default_value = "128M", value_name = "SIZE")]
+    pub(crate) max_metadata: u64,
     /// Take the image as it is: no user `sandbox`, no mount points
     #[arg(long)]
     pub(crate) plain: bool,
+    /// Numbers of the user `sandbox`, for images that have none [default: 10001:10001]
+    #[arg(long, value_parser = ids, value_name = "UID:GID", conflicts_with = "plain")]
+    pub(crate) sandbox_user: Option<(u32, u32)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -199,6 +205,13 @@ pub(crate) struct ConfigArgs {
     pub(crate) add: Vec<String>,
 }
 
+/// A user and a group, neither of them root's.
+fn ids(text: &str) -> Result<(u32, u32), String> {
+    let id = |text: &str| text.parse().ok().filter(|id| (1..u32::MAX).contains(id));
+    let both = text.split_once(':').and_then(|(user, group)| Some((id(user)?, id(group)?)));
+    both.ok_or_else(|| "write UID:GID, both more than 0, such as 10001:10001".into())
+}
+
 /// Bytes: a whole number with K, M, G or T, which are powers of 1024; a bare number counts MiB.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -223,6 +236,14 @@ mod tests {
     #[test]
     fn the_arguments_agree_with_each_other() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_sandbox_user_is_never_root() {
+        assert_eq!(ids("10001:20"), Ok((10001, 20)));
+        for text in ["", "1", "0:1", "1:0", "1:2:3", "-1:2", "4294967295:1", "a:b"] {
+            assert!(ids(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -117,8 +117,11 @@ impl<'a> Work<'a> {
         let reference = args.reference.parse()?;
         let additions = args.add.iter().map(|text| addition(text)).collect::<Result<_>>()?;
         let platform = args.platform.clone().unwrap_or_else(Platform::host);
-        let layout = if args.plain { Layout::none() } else { Layout::default() };
-        let limits = Limits::default();
+        let mut layout = if args.plain { Layout::none() } else { Layout::default() };
+        if let (Some((uid, gid)), Some(user)) = (args.sandbox_user, &mut layout.user) {
+            (user.uid, user.gid) = (uid, gid);
+        }
+        let limits = Limits { metadata_bytes: args.max_metadata, ..Limits::default() };
         Ok(Self { args, global, cache, reference, platform, layout, additions, limits })
     }
 
@@ -169,15 +172,19 @@ impl<'a> Work<'a> {
 
     /// The reference, with what else the image depends on.
     fn name(&self) -> String {
+        let user = match self.args.sandbox_user {
+            Some((uid, gid)) => format!(" (user {uid}:{gid})"),
+            None => String::new(),
+        };
         if self.additions.is_empty() && !self.args.plain {
-            return self.args.reference.clone();
+            return format!("{}{user}", self.args.reference);
         }
         let additions = self.additions.iter().map(|addition| {
             let target = addition.target.escape_ascii();
             format!(" +{target}@{}", addition.digest.hex().get(..12).unwrap_or_default())
         });
         let plain = if self.args.plain { " (plain)" } else { "" };
-        format!("{}{plain}{}", self.args.reference, additions.collect::<String>())
+        format!("{}{user}{plain}{}", self.args.reference, additions.collect::<String>())
     }
 
     fn remember(&self, cached: &Cached) -> Result<()> {

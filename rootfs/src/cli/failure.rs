@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use openshell_rootfs::build::BuildError;
 use openshell_rootfs::layer::LayerError;
+use openshell_rootfs::limits::Limit;
 
 /// A reference or key that leads to nothing in the cache.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,9 @@ fn fix(error: &anyhow::Error) -> Option<&'static str> {
         }
         Some(BuildError::Layer(LayerError::Compression { .. } | LayerError::MediaType { .. })) => {
             return Some("build the image again with layers in tar, tar+gzip or tar+zstd");
+        }
+        Some(BuildError::Layer(LayerError::Limit { limit: Limit::MetadataBytes(_), .. })) => {
+            return Some("if the image is to be trusted, allow more with --max-metadata");
         }
         _ => {}
     }

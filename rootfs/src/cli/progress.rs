@@ -91,11 +91,13 @@ impl Drop for Bars {
 struct Lines {
     json: bool,
     last: Mutex<Option<Phase>>,
+    /// What was last heard of who makes the image.
+    news: Mutex<String>,
 }
 
 impl Lines {
     fn new(json: bool) -> Self {
-        Self { json, last: Mutex::new(None) }
+        Self { json, last: Mutex::new(None), news: Mutex::new(String::new()) }
     }
 
     fn line(&self, text: &str, value: &serde_json::Value) {
@@ -127,6 +129,15 @@ impl Progress for Lines {
         let how = if cached { "was unpacked before" } else { "is unpacked" };
         let value = json!({ "layer": layer, "done": true, "cached": cached });
         self.line(&format!("layer {} {how}", layer + 1), &value);
+    }
+
+    fn leader(&self, news: &str) {
+        let Ok(mut last) = self.news.lock() else { return };
+        if *last != news {
+            news.clone_into(&mut last);
+            let text = format!("another process makes this image: {news}");
+            self.line(&text, &json!({ "leader": news }));
+        }
     }
 
     fn identified(&self, identity: &Digest) {

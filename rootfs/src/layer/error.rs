@@ -93,10 +93,12 @@ pub enum LayerError {
         source: TarError,
     },
     /// The layer as a whole passes a limit.
-    #[error("layer {layer} has more than the limit of {limit}")]
+    #[error("layer {layer}{}: more than the limit of {limit}", at(.entry))]
     Limit {
         /// The layer.
         layer: String,
+        /// The entry at which that was noticed, when one was being read.
+        entry: Option<String>,
         /// The limit.
         limit: Limit,
     },
@@ -115,4 +117,18 @@ pub enum LayerError {
         /// The layer.
         layer: String,
     },
+}
+
+impl LayerError {
+    /// The same, said of an entry.
+    pub(super) fn at(self, entry: Option<String>) -> Self {
+        match self {
+            Self::Limit { layer, limit, .. } => Self::Limit { layer, entry, limit },
+            other => other,
+        }
+    }
+}
+
+fn at(entry: &Option<String>) -> String {
+    entry.as_ref().map_or_else(String::new, |entry| format!(", archive entry {entry:?}"))
 }

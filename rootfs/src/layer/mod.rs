@@ -21,6 +21,7 @@ pub use read::{Budget, LayerSource, read};
 use openshell_ext4::tree::{Device, Metadata};
 
 use crate::digest::Digest;
+use crate::limits::{ENTRY_BYTES, XATTRS_BYTES};
 
 /// What a layer holds: its entries in the order of the archive, and the data of its files.
 #[derive(Debug)]
@@ -46,6 +47,21 @@ pub struct Entry {
     pub metadata: Metadata,
     /// What it is.
     pub kind: Kind,
+}
+
+impl Entry {
+    /// What it counts for in [`Limits::metadata_bytes`](crate::limits::Limits::metadata_bytes).
+    pub fn metadata_bytes(&self) -> u64 {
+        let kind = match &self.kind {
+            Kind::File { runs, .. } => size_of_val(&runs[..]),
+            Kind::HardLink(target) | Kind::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        let xattrs = &self.metadata.xattrs;
+        let bytes = xattrs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let xattrs = if xattrs.is_empty() { 0 } else { XATTRS_BYTES };
+        ENTRY_BYTES + xattrs + (self.path.len() + kind + bytes) as u64
+    }
 }
 
 /// What an entry is.

@@ -9,6 +9,7 @@ use super::flow::{Flow, Sender, flow};
 use super::{Entry, Kind, Layer, LayerError, PackWriter};
 use crate::digest::{Algorithm, Digest, Hasher};
 use crate::limits::{Limit, Limits};
+use crate::path::display;
 use crate::tar;
 
 /// What is known of a layer before it is read.
@@ -32,14 +33,15 @@ pub struct Budget<'l> {
     limits: &'l Limits,
     raw_bytes: AtomicU64,
     entries: AtomicU64,
+    metadata_bytes: AtomicU64,
     cancelled: AtomicBool,
 }
 
 impl<'l> Budget<'l> {
     /// Nothing used yet.
     pub fn new(limits: &'l Limits) -> Self {
-        let (raw_bytes, entries) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { limits, raw_bytes, entries, cancelled: AtomicBool::new(false) }
+        let [raw_bytes, entries, metadata_bytes] = [const { AtomicU64::new(0) }; 3];
+        Self { limits, raw_bytes, entries, metadata_bytes, cancelled: AtomicBool::new(false) }
     }
 
     /// The limits that it keeps.
@@ -57,22 +59,35 @@ impl<'l> Budget<'l> {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Counts what a layer holds that did not have to be read again.
+    /// Counts a layer that did not have to be read again.
     ///
     /// # Errors
     ///
     /// The limit that it passes.
-    pub fn take(&self, raw_bytes: u64, entries: u64) -> Result<(), Limit> {
-        let bytes = self.raw_bytes.fetch_add(raw_bytes, Ordering::Relaxed);
-        if bytes.saturating_add(raw_bytes) > self.limits.raw_bytes {
-            return Err(Limit::RawBytes(self.limits.raw_bytes));
+    pub fn take(&self, layer: &Layer) -> Result<(), Limit> {
+        self.take_raw(layer.raw_bytes)?;
+        layer.entries.iter().try_for_each(|entry| self.take_entry(entry))
+    }
+
+    fn take_raw(&self, bytes: u64) -> Result<(), Limit> {
+        let limit = self.limits.raw_bytes;
+        within(&self.raw_bytes, bytes, limit).then_some(()).ok_or(Limit::RawBytes(limit))
+    }
+
+    fn take_entry(&self, entry: &Entry) -> Result<(), Limit> {
+        let Limits { entries, metadata_bytes, .. } = *self.limits;
+        if !within(&self.entries, 1, entries) {
+            return Err(Limit::Entries(entries));
         }
-        let count = self.entries.fetch_add(entries, Ordering::Relaxed);
-        if count.saturating_add(entries) > self.limits.entries {
-            return Err(Limit::Entries(self.limits.entries));
+        if !within(&self.metadata_bytes, entry.metadata_bytes(), metadata_bytes) {
+            return Err(Limit::MetadataBytes(metadata_bytes));
         }
         Ok(())
     }
+}
+
+fn within(count: &AtomicU64, more: u64, limit: u64) -> bool {
+    count.fetch_add(more, Ordering::Relaxed).saturating_add(more) <= limit
 }
 
 /// Reads a layer to its end. `progress` is told how many more compressed bytes were read.
@@ -89,6 +104,7 @@ pub fn read(
 ) -> Result<Layer, LayerError> {
     let algorithm = source.diff_id.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
     let (sender, flow) = flow(Hasher::new(algorithm));
+    let mut current = None;
     let (inflated, indexed) = thread::scope(|scope| {
         let blob = Blob::new(bytes, source, progress);
         let inflating = thread::Builder::new()
@@ -98,11 +114,11 @@ pub fn read(
             Ok(handle) => handle,
             Err(error) => return (Err(read_error(source, error)), Ok(None)),
         };
-        let indexed = index(flow, source, budget, pack);
+        let indexed = index(flow, source, budget, pack, &mut current);
         (inflating.join().expect("the inflating thread does not panic"), indexed.map(Some))
     });
     // What broke the bytes explains the archive's end; a broken archive only makes the inflater stop.
-    let digest = inflated?;
+    let digest = inflated.map_err(|error| error.at(current))?;
     let missing = || LayerError::Cancelled { layer: source.name.clone() };
     let (mut layer, diff_id) = indexed?.ok_or_else(missing)?;
     let digest = digest.ok_or_else(missing)?;
@@ -162,25 +178,25 @@ fn index(
     source: &LayerSource,
     budget: &Budget<'_>,
     mut pack: PackWriter,
+    current: &mut Option<String>,
 ) -> Result<(Layer, Digest), LayerError> {
     let archive = |error| LayerError::Archive { layer: source.name.clone(), source: error };
     let store = |error| LayerError::Store { layer: source.name.clone(), source: error };
     let mut reader = tar::Reader::new(flow, budget.limits);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry().map_err(archive)? {
-        budget.take(0, 1).map_err(|limit| limit_error(source, limit))?;
-        let tar::Kind::File { size, .. } = entry.kind else {
-            entries.push(Entry {
-                path: entry.path,
-                metadata: entry.metadata,
-                kind: plain(entry.kind),
-            });
-            continue;
+        let data = reader.data(&entry, |offset, bytes| pack.append(offset, bytes));
+        data.inspect_err(|_| *current = Some(display(&entry.path))).map_err(archive)?;
+        let kind = match entry.kind {
+            tar::Kind::File { size, .. } => {
+                Kind::File { size, runs: pack.finish_file(size).map_err(store)? }
+            }
+            other => plain(other),
         };
-        reader.data(&entry, |offset, bytes| pack.append(offset, bytes)).map_err(archive)?;
-        let runs = pack.finish_file(size).map_err(store)?;
-        let kind = Kind::File { size, runs };
-        entries.push(Entry { path: entry.path, metadata: entry.metadata, kind });
+        let entry = Entry { path: entry.path, metadata: entry.metadata, kind };
+        let limit = |limit| limit_error(source, limit).at(Some(display(&entry.path)));
+        budget.take_entry(&entry).map_err(limit)?;
+        entries.push(entry);
     }
     reader.drain().map_err(archive)?;
     let flow = reader.into_inner();
@@ -206,7 +222,7 @@ fn plain(kind: tar::Kind) -> Kind {
 }
 
 fn limit_error(source: &LayerSource, limit: Limit) -> LayerError {
-    LayerError::Limit { layer: source.name.clone(), limit }
+    LayerError::Limit { layer: source.name.clone(), entry: None, limit }
 }
 
 /// Uncompressed bytes, counted against the limits before anybody sees them.
@@ -224,7 +240,7 @@ impl<R: Read> Guarded<'_, R> {
         if self.budget.is_cancelled() {
             return Err(LayerError::Cancelled { layer: self.source.name.clone() });
         }
-        self.budget.take(read, 0).map_err(|limit| limit_error(self.source, limit))?;
+        self.budget.take_raw(read).map_err(|limit| limit_error(self.source, limit))?;
         self.raw += read;
         let allowed = self.decoder.get_mut().consumed.saturating_mul(limits.ratio);
         if self.raw > limits.ratio_free_bytes && self.raw > allowed {

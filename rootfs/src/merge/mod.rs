@@ -5,6 +5,8 @@
 //! Changeset".
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;

@@ -80,6 +80,8 @@ struct Pending {
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     local: Local,
+    /// Of all headers so far.
+    bytes: u64,
 }
 
 impl Pending {
@@ -165,16 +167,20 @@ impl<'l, R: BufRead> Reader<'l, R> {
             }
             match header.kind() {
                 b'x' | b'X' => {
-                    let body = self.body(&header)?;
+                    let body = self.body(&header, &mut pending.bytes)?;
                     pending.local.add(&body).map_err(|fault| self.fault(fault))?;
                 }
                 b'g' => {
-                    let body = self.body(&header)?;
+                    let body = self.body(&header, &mut 0)?;
                     let added = self.globals.0.add(&body, self.limits);
                     added.map_err(|fault| self.fault(fault))?;
                 }
-                b'L' => pending.name = Some(text(&self.body(&header)?).to_vec()),
-                b'K' => pending.link = Some(text(&self.body(&header)?).to_vec()),
+                b'L' => {
+                    pending.name = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec());
+                }
+                b'K' => {
+                    pending.link = Some(text(&self.body(&header, &mut pending.bytes)?).to_vec());
+                }
                 _ => {
                     self.count()?;
                     if let Some(entry) = self.entry(&header, &pending)? {
@@ -369,7 +375,8 @@ impl<'l, R: BufRead> Reader<'l, R> {
             };
             let block = self.block()?.ok_or_else(|| self.fault(Fault::Truncated))?;
             self.left = left;
-            if parser.feed(&block[..], stored).map_err(|fault| self.fault(fault))? {
+            let fed = parser.feed(&block[..], stored, self.limits.extents);
+            if fed.map_err(|fault| self.fault(fault))? {
                 return parser.finish().map_err(|fault| self.fault(fault));
             }
         }
@@ -383,9 +390,8 @@ impl<'l, R: BufRead> Reader<'l, R> {
             let block = self.block()?.ok_or_else(|| self.fault(Fault::Truncated))?;
             sparse::old_gnu(&block[..504], &mut map).map_err(|fault| self.fault(fault))?;
             more = block[504] != 0;
-            // Each block may hold 21 entries: a file with more would be nothing but entries.
-            if map.len() as u64 > self.limits.entries {
-                return Err(self.fault(Fault::Limit(Limit::Entries(self.limits.entries))));
+            if map.len() as u64 > self.limits.extents {
+                return Err(self.fault(Fault::Limit(Limit::Extents(self.limits.extents))));
             }
         }
         Ok(map)
@@ -420,10 +426,11 @@ impl<'l, R: BufRead> Reader<'l, R> {
         }
     }
 
-    /// The body of a header that is about another one.
-    fn body(&mut self, header: &Header) -> Result<Vec<u8>, TarError> {
+    /// The body of a header that is about another one, added to the `bytes` of those before it.
+    fn body(&mut self, header: &Header, bytes: &mut u64) -> Result<Vec<u8>, TarError> {
         let size = header.size().map_err(|fault| self.fault(fault))?;
-        if size > self.limits.extended_header_bytes {
+        *bytes = bytes.saturating_add(size);
+        if *bytes > self.limits.extended_header_bytes {
             let limit = Limit::ExtendedHeaderBytes(self.limits.extended_header_bytes);
             return Err(self.fault(Fault::Limit(limit)));
         }

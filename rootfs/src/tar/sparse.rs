@@ -5,6 +5,7 @@
 use super::error::Fault;
 use super::extended::decimal;
 use super::header::in_range;
+use crate::limits::Limit;
 
 /// A run of a sparse file that has data in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +103,8 @@ pub(super) struct MapParser {
 }
 
 impl MapParser {
-    /// Takes a block; true when the map is complete. `stored` bounds how many entries can be meant.
-    pub(super) fn feed(&mut self, block: &[u8], stored: u64) -> Result<bool, Fault> {
+    /// Takes a block; true when the map is complete. `stored` bytes bound how many runs can be meant, `limit` how many may be.
+    pub(super) fn feed(&mut self, block: &[u8], stored: u64, limit: u64) -> Result<bool, Fault> {
         for byte in block {
             if *byte != b'\n' {
                 if self.digits.len() == 20 {
@@ -116,6 +117,7 @@ impl MapParser {
             self.digits.clear();
             match self.count {
                 None if number > stored / 4 => return Err(Fault::Sparse),
+                None if number > limit => return Err(Fault::Limit(Limit::Extents(limit))),
                 None => self.count = Some(number),
                 Some(_) => self.numbers.push(number),
             }

@@ -1,5 +1,6 @@
 //! The command as its users run it, and as it is killed.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use openshell_rootfs::build::hash;
 use openshell_rootfs::cache::{Cache, Prune};
+use openshell_rootfs::digest::Digest;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -63,6 +65,22 @@ fn an_image_is_pulled_looked_at_and_removed() {
     assert_eq!(json(cache, &["rm", &key])["removed"][0], pulled["key"]);
     assert_eq!(json(cache, &["ls"]), Value::Array(vec![]));
     assert_eq!(json(cache, &["prune"])["layers"].as_array().expect("a list").len(), 2);
+}
+
+#[test]
+fn the_sandbox_user_has_the_numbers_that_are_asked_for() {
+    let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
+    let cache = home.path();
+    let reference = layout.reference();
+    let usual = json(cache, &["pull", &reference]);
+    let other = json(cache, &["pull", "--sandbox-user", "2000:2001", &reference]);
+    assert_ne!(usual["key"], other["key"], "another image");
+    for (pulled, numbers) in [(usual, ":10001:10001:"), (other, ":2000:2001:")] {
+        let accounts = run(cache, &["cat", pulled["key"].as_str().expect("a key"), "/etc/passwd"]);
+        let accounts = String::from_utf8(accounts.stdout).expect("text");
+        let user = accounts.lines().find(|line| line.starts_with("sandbox:")).expect("a user");
+        assert!(user.contains(numbers), "{user}");
+    }
 }
 
 #[test]
@@ -133,10 +151,97 @@ fn errors_are_one_line_with_the_thing_and_the_fix() {
     assert!(code == 3 && text.contains("registry.invalid/app:1"), "{text}");
     let (code, text) = error(cache, &["pull", &layout.reference(), "--platform", "linux/s390x"]);
     assert!(code == 1 && text.contains("s390x") && text.contains("amd64"), "{text}");
+    let few = ["pull", &layout.reference(), "--max-metadata", "1K"];
+    let (code, text) = error(cache, &few);
+    assert!(code == 1 && text.contains("limit of 1024 bytes of names"), "{text}");
+    assert!(text.contains("allow more with --max-metadata"), "{text}");
     layout.damage();
     let (code, text) = error(cache, &["pull", &layout.reference()]);
     assert!(code == 1 && text.contains("is damaged") && text.contains("again"), "{text}");
     assert_eq!(run(cache, &["build"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_noticed_by_verify() {
+    let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
+    let pulled = json(home.path(), &["pull", &layout.reference()]);
+    let path = pulled["path"].as_str().expect("a path").to_owned();
+    let key = pulled["key"].as_str().expect("a key").to_owned();
+    let mut permissions = std::fs::metadata(&path).expect("there").permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
+    std::fs::set_permissions(&path, permissions).expect("opened up");
+    let file = std::fs::File::options().read(true).write(true).open(&path).expect("there");
+    let bits = file.metadata().expect("there").len() * 8;
+    let flip = |bit: u64| {
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, bit / 8).expect("read");
+        byte[0] ^= 1 << (bit % 8);
+        std::os::unix::fs::FileExt::write_all_at(&file, &byte, bit / 8).expect("written");
+    };
+    assert_eq!(json(home.path(), &["verify"])[0]["sound"], true);
+    // Of the superblock, of files and between them: a prime number of bits apart.
+    for bit in (0..40).map(|at| (at * 1_299_709 * 8 + at) % bits) {
+        flip(bit);
+        let output = run(home.path(), &["--json", "verify", &key]);
+        assert_eq!(output.status.code(), Some(1), "bit {bit}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report[0]["sound"], false, "bit {bit}");
+        let faults = report[0]["faults"].to_string();
+        assert!(faults.contains("its bytes have the digest sha256:"), "bit {bit}: {faults}");
+        flip(bit);
+    }
+    assert_eq!(json(home.path(), &["verify"])[0]["sound"], true);
+}
+
+#[test]
+fn who_waits_is_shown_how_far_the_leader_is() {
+    let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
+    let reference = layout.reference();
+    let pulled = json(home.path(), &["pull", &reference]);
+    let key: Digest = serde_json::from_value(pulled["key"].clone()).expect("a key");
+    let cache = Cache::open(home.path()).expect("a cache");
+    cache.remove(&key).expect("removed");
+    let name = format!("image-{}", key.hex());
+    let mut leader = cache.try_lock(&name).expect("asked").expect("nobody else has it");
+    leader.tell("layers, 12 MiB read");
+    let mut waiting = command(home.path())
+        .args(["--progress", "plain", "pull", &reference])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut lines = BufReader::new(waiting.stderr.take().expect("piped")).lines();
+    let heard = lines.by_ref().map(|line| line.expect("text")).any(|line| line.contains("12 MiB"));
+    assert!(heard, "the news of the leader are not shown");
+    assert!(cache.find(&key).is_none());
+    drop(leader);
+    drop(lines.by_ref().collect::<Vec<_>>());
+    assert!(waiting.wait().expect("waited").success());
+    assert!(cache.find(&key).is_some());
+}
+
+#[test]
+fn an_archive_of_an_engine_comes_in_by_the_standard_input() {
+    let (home, layout) = (TempDir::new().expect("a directory"), Layout::new());
+    run(home.path(), &["pull", &layout.reference()]);
+    let archive = run(home.path(), &["export-tar", &layout.reference()]).stdout;
+    let mut child = command(home.path())
+        .args(["--json", "--progress", "none", "pull", "rootfs-tar:-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("started");
+    child.stdin.take().expect("piped").write_all(&archive).expect("read");
+    let output = child.wait_with_output().expect("waited");
+    assert!(output.status.success());
+    let pulled: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let key = pulled["key"].as_str().expect("a key");
+    assert_eq!(run(home.path(), &["cat", key, "/etc/motd"]).stdout, b"hello\n");
+    // The same bytes from a file are the same image.
+    let file = home.path().join("archive");
+    std::fs::write(&file, &archive).expect("written");
+    let again = json(home.path(), &["pull", &format!("rootfs-tar:{}", file.display())]);
+    assert_eq!((&again["key"], &again["sha256"]), (&pulled["key"], &pulled["sha256"]));
 }
 
 #[test]

@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
-use openshell_usernet::sockets::{Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent};
+use openshell_usernet::sockets::{
+    Close, Connect, Datagrams, ForwardId, HostError, Received, Unsendable, Unsent,
+};
 use openshell_usernet::{FlowId, Sockets};
 
 /// Sockets of a stack's resolver.

@@ -16,9 +16,13 @@ mod ends;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+mod image;
+#[cfg(test)]
 mod net;
 #[cfg(test)]
 mod overlay;
+#[cfg(test)]
+mod sandbox;
 #[cfg(test)]
 mod shell;
 #[cfg(test)]

@@ -22,10 +22,11 @@ fn every_thread_has_a_name_and_a_filter() {
         // The guest runs while the last threads are still on their way.
         let filter = if filtered { "2" } else { "0" };
         for (field, value) in [("Seccomp:", filter), ("NoNewPrivs:", "1")] {
-            let want =
-                ["blk0.0", "blk0.1", "net", "netfiles", "openshell-vmm", "vcpu0", "vcpu1", "vsock"]
-                    .map(|name| (name.to_owned(), value.to_owned()))
-                    .to_vec();
+            // Nobody drives the card: its thread sleeps, and gets its filter with the first driver.
+            let of = |name| if (name, field) == ("net", "Seccomp:") { "0" } else { value };
+            let want = ["blk0.0", "blk0.1", "net", "openshell-vmm", "vcpu0", "vcpu1", "vsock"]
+                .map(|name| (name.to_owned(), of(name).to_owned()))
+                .to_vec();
             let found = eventually(&want, || {
                 let mut threads = running.thread_status(field);
                 threads.retain(|(name, _)| !is_the_kernels(name));

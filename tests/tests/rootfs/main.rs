@@ -3,6 +3,8 @@
 //! `cargo xtask test --only images` runs them. They need no KVM; what they need is in the table of `cargo xtask setup`.
 
 #[cfg(test)]
+mod distribution;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod registry;

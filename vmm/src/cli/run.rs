@@ -161,7 +161,9 @@ pub(super) fn run<E: Explain>(
         not_started(&error, record)
     })?;
     let record = spec.result.as_deref().map(Record::open).transpose()?;
-    let plan = match open::open(&spec, &KernelPlaces::of_process()) {
+    // A kernel that is named is not looked for.
+    let places = spec.kernel.is_none().then(KernelPlaces::of_process).unwrap_or_default();
+    let plan = match open::open(&spec, &places) {
         Ok(plan) => Plan { runtime_dir: runtime_directory(), ..plan },
         Err(error) => return Err(not_started(&error, record)),
     };

@@ -1,5 +1,5 @@
-//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs; the event loop's
-//! thread calls [`Jail::confine`] once everything is open.
+//! Confinement: every thread starts through [`Jail::spawn`], which puts the filter of its role on before the body runs, or through
+//! [`Jail::spawn_waiting`], where the thread sleeps before that; the event loop's thread calls [`Jail::confine`] once everything is open.
 //!
 //! Invariant: no thread runs guest-driven code before its filter is on. A system call outside the filter ends the process, with the
 //! terminal given back.
@@ -77,6 +77,8 @@ impl Jail {
         body: impl FnOnce(W) + Send + 'static,
     ) -> io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // A host without it has no filters either, and says so when other threads start.
+            seccomp::forbid_new_privileges().ok();
             let Some(found) = wait() else { return };
             if self.confine(role).is_err() {
                 seccomp::end_unconfined();

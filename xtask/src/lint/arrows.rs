@@ -21,7 +21,7 @@ const PACKAGES: [(&str, &[&str]); 13] = [
     ("gateway", &["proto"]),
     ("gateway/driver", &["proto"]),
     ("gateway/client", &["proto"]),
-    ("guest", &["proto"]),
+    ("guest", &["guest/init", "proto"]),
     ("guest/init", &["proto"]),
     ("proto", &[]),
     ("xtask", &[]),

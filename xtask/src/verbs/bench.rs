@@ -18,8 +18,9 @@ use crate::lab::{Clock, Share, Spec};
 use crate::{binaries, cmd, say, setup};
 
 const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
-/// The benchmark that boots no guest, and has nothing to do in the lab.
-const HOST_ONLY: &str = "net";
+/// Benchmarks that boot no guest, and have nothing to do in the lab.
+const IMAGES: &str = "rootfs";
+const NETWORK: &str = "net";
 const DEADLINE: Duration = Duration::from_mins(60);
 const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
@@ -48,19 +49,24 @@ enum Part {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let in_lab = arguments.name != HOST_ONLY;
-    let fixtures = if in_lab {
-        Fixtures::complete()?
-    } else {
-        setup::ensure(setup::Purpose::NetPeers)?;
-        Fixtures::with_command()?
+    // Guest kernels take long to build: who boots none does without.
+    let (in_lab, fixtures) = match arguments.name.as_str() {
+        IMAGES => (false, Fixtures::with_rootfs()?),
+        NETWORK => {
+            setup::ensure(setup::Purpose::NetPeers)?;
+            (false, Fixtures::with_command()?)
+        }
+        _ => (true, Fixtures::complete()?),
     };
     let program = binaries::bench(&arguments.name)?;
     let results = cmd::target().join("bench").join(&arguments.name);
     std::fs::create_dir_all(&results)
         .with_context(|| format!("cannot make {}", results.display()))?;
     let peers = peers(&arguments.peer)?;
-    let wants = |part| arguments.only.is_none_or(|only| only == part);
+    let wants = |part| match arguments.only {
+        Some(only) => only == part,
+        None => part == Part::Host || arguments.name != IMAGES,
+    };
     let here = |word: &str| {
         let mut command = Command::new(&program);
         command.arg(word).args(&arguments.arguments);

@@ -18,6 +18,8 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     std::fs::create_dir_all(&place)?;
     copy(&binaries::vmm()?, &place.join("openshell-vmm"))?;
+    copy(&binaries::guest_init()?, &place.join("openshell-init"))?;
+    copy(&binaries::guest_supervisor()?, &place.join("openshell-supervisor"))?;
     copy(&kernel::build(kernel::Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
     for text in ["LICENSE", "README.md", "CHANGELOG.md"] {
         let from = cmd::workspace().join(text);

@@ -6,4 +6,5 @@ pub(crate) mod dist;
 pub(crate) mod fuzz;
 pub(crate) mod lab;
 pub(crate) mod lint;
+pub(crate) mod property;
 pub(crate) mod test;

@@ -99,19 +99,22 @@ fn unit(filter: Option<&str>) -> Result<()> {
 
 fn images(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Tests)?;
-    let program = binaries::end_to_end("rootfs")?;
-    let mut command = Command::new(program);
-    command.args(filter);
-    say::step("run the tests of images", || cmd::run(&mut command))
+    let fixtures = Fixtures::for_images()?;
+    let programs = ["rootfs", "hostile"].map(binaries::end_to_end);
+    for program in programs {
+        let mut command = Command::new(program?);
+        command.args(filter).env(VARIABLE, fixtures.directory());
+        say::step("run the tests of images", || cmd::run(&mut command))?;
+    }
+    Ok(())
 }
 
 fn net(filter: Option<&str>) -> Result<()> {
     setup::ensure(setup::Purpose::Net)?;
     let fixtures = Fixtures::with_command()?;
     let program = binaries::end_to_end("net")?;
-    let root = cmd::output(Command::new("id").arg("-u"))? == b"0\n";
     // Without root the tests are root in a user namespace of their own, where they may make network namespaces.
-    let mut command = if root {
+    let mut command = if setup::is_root()? {
         Command::new(program)
     } else {
         let mut command = Command::new("unshare");

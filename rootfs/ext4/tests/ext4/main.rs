@@ -9,7 +9,9 @@
     reason = "the whole program is tests of images that fit in memory, and what they share fails them the same way"
 )]
 
+mod bugs;
 mod corrupt;
+mod fields;
 mod kernel;
 mod random;
 mod shapes;

@@ -204,6 +204,24 @@ fn a_directory_of_120000_names() {
 }
 
 #[test]
+fn a_directory_of_70000_names_of_255_bytes() {
+    // 15 names a leaf: 4,667 leaves below ten nodes below the root. One level more has a test of its own, `largest`.
+    let mut tree = tree();
+    let directory = add(&mut tree, "d", Kind::Directory);
+    for at in 0..70_000 {
+        tree.insert(directory, format!("{at:0255}").as_bytes(), Kind::Fifo, metadata()).unwrap();
+    }
+    let image = plain(&tree, &BASE);
+    let dump = debugfs(image.path(), "htree_dump /d");
+    assert!(dump.contains("Indirect levels: 1"), "{}", dump.lines().next().unwrap_or_default());
+    let opened = openshell_ext4::Image::open(std::fs::File::open(image.path()).unwrap()).unwrap();
+    for at in [0, 1, 34_999, 69_999] {
+        assert!(opened.find(format!("d/{at:0255}").as_bytes()).unwrap().is_some());
+    }
+    assert!(opened.find(format!("d/{:0255}", 70_000).as_bytes()).unwrap().is_none());
+}
+
+#[test]
 fn a_path_of_2000_directories() {
     let mut tree = tree();
     let mut at = Tree::ROOT;

@@ -6,6 +6,7 @@ mod disk;
 mod network;
 mod ports;
 mod streams;
+mod tree;
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ fn run(words: &[&str]) -> Result<String> {
         ["verify", path, bytes, seed] => disk::verify(path, number(bytes)?, number(seed)?),
         ["hammer", path, threads, bytes] => disk::hammer(path, number(threads)?, number(bytes)?),
         ["pace", path, operations] => disk::pace(path, number(operations)?),
+        ["walk", directory, to] => tree::walk_to(directory, to),
         ["lines", count] => lines(number(count)?),
         ["abort"] => std::process::abort(),
         ["mark-init"] => ports::mark_init(),

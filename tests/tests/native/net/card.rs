@@ -7,7 +7,7 @@ use openshell_tests::bare::virtio::register::{
 use openshell_tests::bare::virtio::{Descriptor, Device, EVENT_IDX, Ring, chained};
 use openshell_tests::machine::Input;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, eventually};
 use crate::places::{BUFFERS, RAM_END, check_guard, guard, ring};
 
 const RECEIVE: u32 = 0;
@@ -99,6 +99,33 @@ fn send(script: &mut Script, parts: &[Descriptor], count: u16) {
     let ring = ring(u64::from(TRANSMIT), RING);
     script.describe(&ring, 0, &chained(0, parts)).offer(&ring, 0, count);
     script.notify(card(), TRANSMIT).wait_used(&ring, count);
+}
+
+#[test]
+fn the_network_starts_with_the_driver_and_its_counts_are_in_the_result() {
+    let mut script = Script::new();
+    script.start(card(), 0, &rings()).copy(SENT, &packet([0; 12], 60));
+    send(&mut script, &[Descriptor::read(SENT, HEADER_BYTES + 60)], 1);
+    let guest = Guest::new(script.say("up").spin());
+    let running = guest.run().arg("--result").arg(guest.path("result")).spawn();
+    running.wait_for("up");
+    let want = [("net", "2"), ("netfiles", "2")]
+        .map(|(name, filter)| (name.to_owned(), filter.to_owned()));
+    let found = eventually(&want.to_vec(), || {
+        let mut threads = running.thread_status("Seccomp:");
+        threads.retain(|(name, _)| name.starts_with("net"));
+        threads.sort();
+        threads
+    });
+    assert_eq!(found, want);
+    running.signal(libc::SIGTERM);
+    guest.wait(running).expect_code(143);
+    let result = std::fs::read(guest.path("result")).unwrap();
+    let result: serde_json::Value = serde_json::from_slice(&result).unwrap();
+    let network = &result["network"];
+    for (name, count) in [("card_transmitted_frames", 1), ("guest_frames", 1), ("unserved", 1)] {
+        assert_eq!(network[name], count, "{name}: {network}");
+    }
 }
 
 /// Every packet comes back with nothing written, whatever it says of itself.

@@ -39,9 +39,7 @@ pub(super) struct Udp {
     pub(super) visitor: Option<(ForwardId, SocketAddr)>,
     /// Read from the socket and not yet asked for: bytes, and of each datagram in them.
     kept: VecDeque<(Box<[u8]>, usize)>,
-    /// The socket was found empty when there was something else to tell.
-    drained: bool,
-    /// The same for an error.
+    /// An error that came when there was something else to tell.
     failed: Option<HostError>,
     /// The kernel cuts into segments.
     segments: bool,
@@ -66,15 +64,7 @@ impl Udp {
         NumberOption::UDP_GRO.set(fd.as_fd(), 1).ok();
         NumberOption::RECEIVE_BUFFER.set(fd.as_fd(), BUFFER_BYTES).ok();
         NumberOption::SEND_BUFFER.set(fd.as_fd(), BUFFER_BYTES).ok();
-        Ok(Self {
-            fd,
-            peer,
-            visitor: None,
-            kept: VecDeque::new(),
-            drained: false,
-            failed: None,
-            segments: true,
-        })
+        Ok(Self { fd, peer, visitor: None, kept: VecDeque::new(), failed: None, segments: true })
     }
 
     /// Keeps a datagram that came another way. False: there is no room.
@@ -99,9 +89,6 @@ impl Udp {
         }
         if let Some(error) = self.failed.take() {
             return Err(error);
-        }
-        if std::mem::take(&mut self.drained) {
-            return Ok(None);
         }
         let first = match self.read(&mut [&mut *into]) {
             Ok(first) => first,
@@ -132,10 +119,9 @@ impl Udp {
             }
             let got = match inet::receive_datagrams(self.fd.as_fd(), &mut places) {
                 Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
-                    let drained = error.kind() == io::ErrorKind::WouldBlock;
-                    self.drained = drained;
-                    self.failed = (!drained).then(|| self.error(&error));
+                    self.failed = Some(self.error(&error));
                     break;
                 }
             };
@@ -154,8 +140,7 @@ impl Udp {
                     self.kept.push_back((bytes.into(), got.segment.unwrap_or(got.len)));
                 }
             }
-            self.drained = got.len() < wanted;
-            if !goes_on || self.drained {
+            if !goes_on || got.len() < wanted {
                 break;
             }
         }

@@ -1,0 +1,192 @@
+//! What a sandbox may do: its policy, served to its supervisor and changed by users.
+//!
+//! Invariant: the version of a sandbox's policy never decreases, and changes with every change of the policy.
+
+use openshell_proto::sandbox::v1::{
+    FilesystemPolicy, GetSandboxConfigResponse, LandlockPolicy, PolicySource, ProcessPolicy,
+    SandboxPolicy,
+};
+use openshell_proto::v1::{Sandbox, UpdateConfigRequest, UpdateConfigResponse};
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+
+use super::{Gateway, internal};
+use crate::auth::Principal;
+
+const PATHS_MAX: usize = 256;
+const PATH_MAX: usize = 4096;
+
+impl Gateway {
+    pub(super) async fn config_of(&self, id: &str) -> Result<GetSandboxConfigResponse, Status> {
+        let row = self.row(id).await?;
+        let (policy, version) = policy_of(&row);
+        Ok(GetSandboxConfigResponse {
+            policy_hash: hash(&policy),
+            policy: Some(policy),
+            version,
+            config_revision: u64::from(version),
+            policy_source: PolicySource::Sandbox.into(),
+            provider_env_revision: 1,
+            workspace: row.metadata.unwrap_or_default().workspace,
+            policy_validation_failure_mode: "fail_closed".to_owned(),
+            ..GetSandboxConfigResponse::default()
+        })
+    }
+
+    pub(super) async fn change_config(
+        &self,
+        caller: &Principal,
+        request: UpdateConfigRequest,
+    ) -> Result<UpdateConfigResponse, Status> {
+        let own_only = request.global
+            || request.delete_setting
+            || !request.setting_key.is_empty()
+            || request.setting_value.is_some()
+            || !request.merge_operations.is_empty();
+        if own_only {
+            return Err(Status::unimplemented(
+                "this gateway changes whole policies of sandboxes only",
+            ));
+        }
+        let Some(policy) = request.policy else {
+            return Err(Status::invalid_argument("nothing to change"));
+        };
+        check_policy(&policy)?;
+        let id =
+            self.find(&request.workspace, &request.name).await?.metadata.unwrap_or_default().id;
+        caller.may_see(&id)?;
+        let wanted = request.expected_resource_version;
+        let mut stale = false;
+        let written = self.0.compute.store().update_message_cas::<Sandbox>(&id, |row| {
+            let version = row.metadata.as_ref().map_or(0, |meta| meta.resource_version);
+            stale = wanted != 0 && version != wanted;
+            let (old, number) = policy_of(row);
+            if stale || old == policy {
+                return None;
+            }
+            let mut next = row.clone();
+            next.spec.get_or_insert_default().policy = Some(policy.clone());
+            next.status.get_or_insert_default().current_policy_version = number.saturating_add(1);
+            Some(next)
+        });
+        let (row, changed) = written
+            .await
+            .map_err(|error| internal(&error))?
+            .ok_or_else(|| Status::not_found("sandbox not found"))?;
+        if stale {
+            return Err(Status::aborted("sandbox has another version by now"));
+        }
+        if changed {
+            self.0.compute.bus().changed(&id);
+        }
+        let (policy, version) = policy_of(&row);
+        Ok(UpdateConfigResponse {
+            version,
+            policy_hash: hash(&policy),
+            ..UpdateConfigResponse::default()
+        })
+    }
+}
+
+/// The policy of a sandbox and its version, which is 1 at first.
+fn policy_of(row: &Sandbox) -> (SandboxPolicy, u32) {
+    let policy = row.spec.as_ref().and_then(|spec| spec.policy.clone());
+    let version = row.status.as_ref().map_or(0, |status| status.current_policy_version);
+    (policy.unwrap_or_else(usual), version.max(1))
+}
+
+/// The policy of those who bring none: the system to read, the sandbox's own directory to write, no egress.
+fn usual() -> SandboxPolicy {
+    let paths = |list: &[&str]| list.iter().map(|&path| path.to_owned()).collect();
+    SandboxPolicy {
+        version: 1,
+        filesystem: Some(FilesystemPolicy {
+            include_workdir: true,
+            read_only: paths(&[
+                "/usr",
+                "/lib",
+                "/etc",
+                "/app",
+                "/var/log",
+                "/proc",
+                "/dev/urandom",
+            ]),
+            read_write: paths(&["/tmp", "/dev/null"]),
+        }),
+        landlock: Some(LandlockPolicy { compatibility: "best_effort".to_owned() }),
+        process: Some(ProcessPolicy {
+            run_as_user: "sandbox".to_owned(),
+            run_as_group: "sandbox".to_owned(),
+        }),
+        ..SandboxPolicy::default()
+    }
+}
+
+/// The messages keep their maps in order: the same policy has the same bytes.
+fn hash(policy: &SandboxPolicy) -> String {
+    let digest = Sha256::digest(policy.encode_to_vec());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn check_policy(policy: &SandboxPolicy) -> Result<(), Status> {
+    let refused = |why: &str| Err(Status::invalid_argument(format!("policy: {why}")));
+    if let Some(files) = &policy.filesystem {
+        if files.read_only.len() + files.read_write.len() > PATHS_MAX {
+            return refused("more than 256 paths");
+        }
+        for path in files.read_only.iter().chain(&files.read_write) {
+            let climbs = path.split('/').any(|part| part == "..");
+            if !path.starts_with('/') || path.len() > PATH_MAX || climbs || path.contains('\0') {
+                return refused("a path is not absolute, climbs or is too long");
+            }
+        }
+        if files.read_write.iter().any(|path| path.bytes().all(|byte| byte == b'/')) {
+            return refused("the root cannot be writable");
+        }
+    }
+    if let Some(process) = &policy.process {
+        for name in [&process.run_as_user, &process.run_as_group] {
+            let number = name.parse::<u32>().is_ok_and(|id| id >= 1000);
+            if !(name.is_empty() || name == "sandbox" || number) {
+                return refused("user and group are `sandbox` or a number from 1000 on");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_policy_passes_its_own_check() {
+        assert!(check_policy(&usual()).is_ok());
+        assert_eq!(hash(&usual()).len(), 64);
+        assert_eq!(hash(&usual()), hash(&usual()));
+    }
+
+    #[test]
+    fn paths_and_users_are_checked() {
+        let with = |path: &str, user: &str| SandboxPolicy {
+            filesystem: Some(FilesystemPolicy {
+                read_write: vec![path.to_owned()],
+                ..FilesystemPolicy::default()
+            }),
+            process: Some(ProcessPolicy { run_as_user: user.to_owned(), ..Default::default() }),
+            ..SandboxPolicy::default()
+        };
+        assert!(check_policy(&with("/tmp/..x", "1000")).is_ok());
+        for (path, user) in [
+            ("/", "sandbox"),
+            ("//", "sandbox"),
+            ("tmp", "sandbox"),
+            ("/a/../b", "sandbox"),
+            ("/tmp", "root"),
+            ("/tmp", "0"),
+        ] {
+            assert!(check_policy(&with(path, user)).is_err(), "{path} {user}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What a new process of the sandbox does to itself between fork and exec.
+//!
+//! Invariant: between fork and exec only system calls are made, on memory that existed before the fork.
+
+#![expect(unsafe_code, reason = "code between fork and exec is unsafe to register")]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use rustix::process::{Gid, Uid, ioctl_tiocsctty, setsid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+
+/// Whom a process belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// Makes `command` start in a session of its own: as `owner` unless that is nobody, with `terminal` as its controlling one, and with no
+/// signal blocked.
+pub fn settle(command: &mut Command, owner: Option<&Owner>, terminal: Option<OwnedFd>) {
+    let owner = owner.map(|owner| {
+        let groups: Vec<Gid> = owner.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        (groups, Gid::from_raw(owner.gid), Uid::from_raw(owner.uid))
+    });
+    let hook = move || -> io::Result<()> {
+        setsid()?;
+        if let Some(terminal) = &terminal {
+            ioctl_tiocsctty(terminal)?;
+        }
+        if let Some((groups, gid, uid)) = &owner {
+            set_thread_groups(groups)?;
+            set_thread_gid(*gid)?;
+            set_thread_uid(*uid)?;
+        }
+        unblock_signals()
+    };
+    // SAFETY: the closure makes system calls only and allocates nothing.
+    unsafe { command.pre_exec(hook) };
+}
+
+fn unblock_signals() -> io::Result<()> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the call initialises the set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: the set was just initialised, and the old mask is not asked for.
+    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

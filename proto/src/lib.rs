@@ -1,0 +1,54 @@
+//! Messages and services of the control plane: between users and the gateway, the gateway and its drivers, the gateway and the
+//! supervisors inside its sandboxes.
+//!
+//! The `.proto` files below `openshell/` name packages, messages, numbers and types as OpenShell has them at commit 2f7fb655; the code is
+//! generated from them when this package is built. The features `client` and `server` add the two halves of each service; without them
+//! there are messages only.
+//!
+//! Invariant: a secret is in no `Debug` output, and a message has one encoding.
+
+#![forbid(unsafe_code)]
+
+mod redacted;
+
+/// `openshell.v1`: the gateway, its users and its supervisors.
+pub mod v1 {
+    #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]
+    tonic::include_proto!("openshell.v1");
+}
+
+/// `openshell.sandbox.v1`: policies and settings of sandboxes.
+pub mod sandbox {
+    /// The one version there is.
+    pub mod v1 {
+        #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]
+        tonic::include_proto!("openshell.sandbox.v1");
+    }
+}
+
+/// `openshell.compute.v1`: the gateway and its compute driver.
+pub mod compute {
+    /// The one version there is.
+    pub mod v1 {
+        #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]
+        tonic::include_proto!("openshell.compute.v1");
+    }
+}
+
+/// `openshell.datamodel.v1`: what every stored object has.
+pub mod datamodel {
+    /// The one version there is.
+    pub mod v1 {
+        #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]
+        tonic::include_proto!("openshell.datamodel.v1");
+    }
+}
+
+/// `openshell.inference.v1`: routes to model servers.
+pub mod inference {
+    /// The one version there is.
+    pub mod v1 {
+        #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]
+        tonic::include_proto!("openshell.inference.v1");
+    }
+}

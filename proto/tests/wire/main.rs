@@ -1,0 +1,4 @@
+//! The wire format of the messages, which other programs speak as well.
+
+#[cfg(test)]
+mod golden;
