@@ -213,10 +213,11 @@ async fn the_process_of_a_client_that_has_gone_is_ended() {
     let directory = tempfile::tempdir().unwrap();
     let mark = directory.path().join("mark");
     let client = server.client().await;
-    let channel = client.channel_open_session().await.unwrap();
-    let script = format!("trap 'touch {}; exit' HUP; while :; do sleep 0.05; done", mark.display());
+    let mut channel = client.channel_open_session().await.unwrap();
+    let touch = format!("touch {}", mark.display());
+    let script = format!("trap '{touch}; exit' HUP; echo ready; while :; do sleep 0.05; done");
     channel.exec(true, script).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
     drop(channel);
     drop(client);
     let ends = Instant::now() + Duration::from_secs(20);
