@@ -1,10 +1,10 @@
 //! What a guest reaches by default, and what rules change.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use crate::rig::{HOST, Rig, WORLD};
+use crate::rig::{GATEWAY, HOST, Rig, WORLD};
 
 /// Whether a connection from the guest to this address and port stands.
 fn reaches(rig: &Rig, to: impl Into<SocketAddr>) -> bool {
@@ -66,6 +66,47 @@ fn rules_open_and_close_by_address_and_port() {
     assert!(reaches(&rig, (HOST, 82)) && !reaches(&rig, (HOST, 83)));
     assert!(reaches(&rig, (WORLD, 81)) && !reaches(&rig, (WORLD, 80)));
     drop((world, other, open, closed));
+    rig.end();
+}
+
+/// What a client hears of a destination that the policy denies, under each way to refuse, and after a change of the file.
+#[test]
+fn refusals_are_told_as_the_user_wants() {
+    let denied: SocketAddr = ([10, 9, 9, 9], 80).into();
+    let heard = |rig: &Rig| {
+        let patience = Duration::from_millis(700);
+        let tried = rig.guest.inside(|| TcpStream::connect_timeout(&denied, patience));
+        tried.unwrap_err().kind()
+    };
+    for (how, want) in [
+        ("reset", ErrorKind::ConnectionRefused),
+        ("icmp", ErrorKind::HostUnreachable),
+        ("drop", ErrorKind::TimedOut),
+    ] {
+        let rig = Rig::with(&["--net-refuse", how]);
+        assert_eq!(heard(&rig), want, "{how}");
+        // What is not refused by the policy says so in any case.
+        let to_gateway = rig.connect((GATEWAY, 80).into()).unwrap_err().kind();
+        assert_eq!(to_gateway, ErrorKind::ConnectionRefused, "{how}");
+        let client = rig.guest.inside(|| UdpSocket::bind("0.0.0.0:0")).unwrap();
+        client.connect(denied).unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+        client.send(b"x").unwrap();
+        let kind = client.recv(&mut [0; 8]).unwrap_err().kind();
+        let silent = kind == ErrorKind::WouldBlock;
+        assert_eq!(silent, how == "drop", "{how}: {kind:?}");
+        let said = rig.end();
+        assert!(Rig::counter(&said, "denied_private") >= 2, "{said}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("policy.toml");
+    std::fs::write(&file, "refuse = \"drop\"").unwrap();
+    let rig = Rig::with(&["--net-policy", file.to_str().unwrap()]);
+    assert_eq!(heard(&rig), ErrorKind::TimedOut);
+    std::fs::write(&file, "refuse = \"icmp\"").unwrap();
+    crate::rig::eventually("the new way", || {
+        (heard(&rig) == ErrorKind::HostUnreachable).then_some(())
+    });
     rig.end();
 }
 
