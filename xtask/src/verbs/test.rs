@@ -5,18 +5,19 @@
 //! bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where
 //! its KVM can do that and in the lab elsewhere.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::Spec;
 use crate::{binaries, cmd, say, setup};
 
-const LAB_DEADLINE: Duration = Duration::from_mins(20);
+const LAB_DEADLINE: Duration = Duration::from_mins(30);
 const LAB_MEMORY_MIB: u64 = 4096;
 const LAB_SCRATCH_MIB: u64 = 8192;
 
@@ -117,12 +118,37 @@ fn net(filter: Option<&str>) -> Result<()> {
     let mut command = if setup::is_root()? {
         Command::new(program)
     } else {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--net"]).arg(program);
+        may_have_networks()?;
+        let mut command = inside_user_namespace();
+        command.arg(program);
         command
     };
     command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
     say::step("run the tests of the network stack", || cmd::run(&mut command))
+}
+
+fn inside_user_namespace() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net"]);
+    command
+}
+
+/// Whether this user, who is not root, may make what the tests need: one refusal that says what to do instead of one for each test.
+fn may_have_networks() -> Result<()> {
+    const TUN: &str = "/dev/net/tun";
+    File::options().read(true).write(true).open(TUN).with_context(|| {
+        format!(
+            "cannot make tap devices: run as root, or let this user open it: sudo chmod 666 {TUN}"
+        )
+    })?;
+    let made = inside_user_namespace().arg("true").output().context("cannot start unshare")?;
+    ensure!(
+        made.status.success(),
+        "this user cannot make namespaces: run as root, or allow it: sudo sysctl kernel.unprivileged_userns_clone=1, \
+         or kernel.apparmor_restrict_unprivileged_userns=0 ({})",
+        String::from_utf8_lossy(&made.stderr).trim()
+    );
+    Ok(())
 }
 
 fn native(filter: Option<&str>) -> Result<()> {
