@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
+use crate::auth::keyset::KeySet;
+use crate::managed::Managed;
+
 /// Port of users and supervisors.
 pub const PORT: u16 = 17670;
 
@@ -66,6 +69,9 @@ pub struct Flags {
     /// Image of sandboxes that ask for none
     #[arg(long, env = "OPENSHELL_SANDBOX_IMAGE")]
     pub sandbox_image: Option<String>,
+    /// How much to say: error, warn, info, debug, trace
+    #[arg(long, env = "OPENSHELL_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
 }
 
 /// The file.
@@ -114,7 +120,18 @@ struct AuthFile {
 #[serde(deny_unknown_fields, default)]
 struct DriverFile {
     socket_path: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    driver_dir: Option<PathBuf>,
     default_image: Option<String>,
+    grpc_endpoint: Option<String>,
+    bootstrap_image: Option<String>,
+    krun_log_level: Option<u32>,
+    vcpus: Option<u32>,
+    mem_mib: Option<u64>,
+    overlay_disk_mib: Option<u64>,
+    guest_tls_ca: Option<PathBuf>,
+    guest_tls_cert: Option<PathBuf>,
+    guest_tls_key: Option<PathBuf>,
 }
 
 /// Files of TLS.
@@ -125,8 +142,10 @@ pub struct TlsFiles {
     pub cert_path: PathBuf,
     /// Its key, PEM.
     pub key_path: PathBuf,
-    /// The CA of clients, PEM. With it, a client must show a certificate.
+    /// The authority of users, PEM. With it, a client must show a certificate.
     pub client_ca_path: Option<PathBuf>,
+    /// The authority of guests, PEM; usually `guest-ca.crt` beside that of users. Its certificates make nobody a user.
+    pub guest_ca_path: Option<PathBuf>,
 }
 
 /// Files of the key that signs tokens of sandboxes.
@@ -146,6 +165,20 @@ pub struct JwtFiles {
     pub ttl_secs: u64,
 }
 
+/// Where the compute driver comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Compute {
+    /// It runs by itself and listens here.
+    Attached(PathBuf),
+    /// The gateway starts it.
+    Managed {
+        /// With what. Its endpoint is empty where the operator has named none.
+        driver: Managed,
+        /// The certificate that it gives to guests.
+        guest_certificate: Option<PathBuf>,
+    },
+}
+
 /// All that is to be known, with nothing left to decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -157,8 +190,8 @@ pub struct Config {
     pub db_url: String,
     /// Name of the driver.
     pub driver: String,
-    /// Where it listens.
-    pub driver_socket: PathBuf,
+    /// Where it comes from.
+    pub compute: Compute,
     /// `None`: plain text.
     pub tls: Option<TlsFiles>,
     /// A certificate makes a user.
@@ -206,11 +239,13 @@ impl Config {
             Err(_) => return Err(ConfigError::Wrong("exactly one compute driver is served")),
         };
         let own = drivers.remove(&driver).unwrap_or_default();
-        let driver_socket = flags.compute_driver_socket.or(own.socket_path).ok_or(
-            ConfigError::Wrong("no socket of the compute driver: --compute-driver-socket"),
-        )?;
+        let image = flags.sandbox_image.or_else(|| own.default_image.clone()).unwrap_or_default();
+        let socket = flags.compute_driver_socket.or_else(|| own.socket_path.clone());
         let plain = flags.disable_tls || gateway.disable_tls;
-        let tls = if plain { None } else { gateway.tls };
+        let mut tls = if plain { None } else { gateway.tls };
+        if let Some(tls) = &mut tls {
+            tls.find_guest_ca();
+        }
         if !plain && tls.is_none() {
             return Err(ConfigError::Wrong(
                 "neither [openshell.gateway.tls] nor --disable-tls is given",
@@ -221,6 +256,16 @@ impl Config {
         if mtls_users && !has_ca {
             return Err(ConfigError::Wrong("mtls_auth needs tls.client_ca_path"));
         }
+        if mtls_users && tls.as_ref().is_some_and(|tls| tls.guest_ca_path.is_none()) {
+            return Err(ConfigError::Wrong(
+                "mtls_auth needs tls.guest_ca_path, or guest-ca.crt beside client_ca_path: guests' \
+                 certificates must not be users'; see `openshell-gateway generate-certs`",
+            ));
+        }
+        let compute = match socket {
+            Some(socket) => Compute::Attached(socket),
+            None => own.managed(&flags.log_level, &image, tls.is_some())?,
+        };
         let loopback = SocketAddr::from(([127, 0, 0, 1], PORT));
         Ok(Self {
             bind: flags.bind_address.or(gateway.bind_address).unwrap_or(loopback),
@@ -233,14 +278,90 @@ impl Config {
                 .or(gateway.db_url)
                 .unwrap_or_else(|| "sqlite:openshell-gateway.db".to_owned()),
             driver,
-            driver_socket,
+            compute,
             tls,
             mtls_users,
             open_to_users: gateway.auth.allow_unauthenticated_users,
             jwt: gateway.gateway_jwt,
-            image: flags.sandbox_image.or(own.default_image).unwrap_or_default(),
+            image,
         })
     }
+
+    /// Where the key of tokens is kept if nobody has said so: beside certificates that `generate-certs` has made, or beside the database.
+    #[must_use]
+    pub fn key_dir(&self) -> Option<PathBuf> {
+        let made = self.tls.as_ref().and_then(|tls| tls.cert_path.parent()?.parent());
+        if let Some(dir) = made.map(|dir| dir.join("jwt")).filter(|dir| KeySet::of(dir).is_whole())
+        {
+            return Some(dir);
+        }
+        match self.db_url.strip_prefix("sqlite:") {
+            Some(file) => {
+                let file = file.strip_prefix("//").unwrap_or(file);
+                let file = file.split('?').next().unwrap_or(file);
+                let dir = Path::new(file).parent()?;
+                (!file.is_empty() && file != ":memory:").then(|| dir.join("jwt"))
+            }
+            None => Some(state_home()?.join("openshell/gateway/jwt")),
+        }
+    }
+}
+
+impl TlsFiles {
+    fn find_guest_ca(&mut self) {
+        if let (None, Some(users)) = (&self.guest_ca_path, &self.client_ca_path) {
+            let beside = users.with_file_name("guest-ca.crt");
+            self.guest_ca_path = beside.is_file().then_some(beside);
+        }
+    }
+}
+
+impl DriverFile {
+    /// A driver that the gateway starts.
+    fn managed(self, log_level: &str, image: &str, tls: bool) -> Result<Compute, ConfigError> {
+        let guest = [&self.guest_tls_ca, &self.guest_tls_cert, &self.guest_tls_key];
+        let https = self.grpc_endpoint.as_ref().map_or(tls, |url| url.starts_with("https:"));
+        if https && guest.iter().any(|path| path.is_none()) {
+            return Err(ConfigError::Wrong(
+                "guests reach the gateway over TLS: [openshell.drivers.vm] needs guest_tls_ca, \
+                 guest_tls_cert and guest_tls_key",
+            ));
+        }
+        let state_dir = match self.state_dir {
+            Some(dir) => dir,
+            None => state_home()
+                .ok_or(ConfigError::Wrong("no home directory: set state_dir of the driver"))?
+                .join("openshell/vm-driver"),
+        };
+        let text = |path: Option<PathBuf>| path.map(|path| path.display().to_string());
+        let number = |number: Option<u64>| number.map(|number| number.to_string());
+        let guest_certificate = self.guest_tls_cert.clone();
+        let options = [
+            ("--default-image", Some(image.to_owned()).filter(|image| !image.is_empty())),
+            ("--bootstrap-image", self.bootstrap_image),
+            ("--krun-log-level", number(self.krun_log_level.map(u64::from))),
+            ("--vcpus", number(self.vcpus.map(u64::from))),
+            ("--mem-mib", number(self.mem_mib)),
+            ("--overlay-disk-mib", number(self.overlay_disk_mib)),
+            ("--guest-tls-ca", text(self.guest_tls_ca)),
+            ("--guest-tls-cert", text(self.guest_tls_cert)),
+            ("--guest-tls-key", text(self.guest_tls_key)),
+        ];
+        let driver = Managed {
+            driver_dir: self.driver_dir,
+            state_dir,
+            log_level: log_level.to_owned(),
+            endpoint: self.grpc_endpoint.unwrap_or_default(),
+            options: options.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        };
+        Ok(Compute::Managed { driver, guest_certificate })
+    }
+}
+
+/// Where programs of this user keep their state.
+fn state_home() -> Option<PathBuf> {
+    let set = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    set.filter(|dir| dir.is_absolute()).or_else(|| Some(std::env::home_dir()?.join(".local/state")))
 }
 
 /// A file, whole.
@@ -276,13 +397,73 @@ mod tests {
             ..Flags::default()
         };
         let config = merge(flags, PLAIN).unwrap();
-        assert_eq!((config.bind.port(), config.driver_socket), (2, PathBuf::from("/t")));
+        assert_eq!((config.bind.port(), config.compute), (2, Compute::Attached("/t".into())));
+    }
+
+    const MANAGED: &str = "[openshell]\nversion = 1\n[openshell.gateway]\ncompute_drivers = ['vm']\n\
+        [openshell.gateway.tls]\ncert_path = 'c'\nkey_path = 'k'\n\
+        [openshell.drivers.vm]\nstate_dir = '/st'\ndriver_dir = '/bin'\ndefault_image = 'i'\n\
+        grpc_endpoint = 'https://host.openshell.internal:1'\nbootstrap_image = 'b'\nkrun_log_level = 1\n\
+        vcpus = 3\nmem_mib = 512\noverlay_disk_mib = 64\nguest_tls_ca = '/ca'\n\
+        guest_tls_cert = '/crt'\nguest_tls_key = '/key'\n";
+
+    #[test]
+    fn a_driver_without_a_socket_is_started() {
+        let config = merge(Flags { log_level: "debug".into(), ..Flags::default() }, MANAGED);
+        let Compute::Managed { driver, guest_certificate } = config.unwrap().compute else {
+            panic!("attached");
+        };
+        assert_eq!(guest_certificate, Some("/crt".into()));
+        assert_eq!(
+            (driver.log_level.as_str(), driver.socket()),
+            ("debug", PathBuf::from("/st/run/compute-driver.sock"))
+        );
+        let words: Vec<String> =
+            driver.options.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        assert_eq!(
+            words.join(" "),
+            "--default-image i --bootstrap-image b --krun-log-level 1 --vcpus 3 --mem-mib 512 \
+             --overlay-disk-mib 64 --guest-tls-ca /ca --guest-tls-cert /crt --guest-tls-key /key"
+        );
+        let wrong = merge(Flags::default(), &MANAGED.replace("guest_tls_key", "# ")).unwrap_err();
+        assert!(wrong.contains("guest_tls_key"), "{wrong}");
+    }
+
+    #[test]
+    fn keys_of_tokens_are_kept_beside_the_database() {
+        for (url, expected) in [
+            ("sqlite:/var/lib/o/gateway.db?mode=rwc", Some("/var/lib/o/jwt")),
+            ("sqlite:///var/lib/o/gateway.db", Some("/var/lib/o/jwt")),
+            ("sqlite:gateway.db", Some("jwt")),
+            ("sqlite::memory:", None),
+        ] {
+            let flags = Flags { db_url: Some(url.into()), ..Flags::default() };
+            let config = merge(flags, PLAIN).unwrap();
+            assert_eq!(config.key_dir(), expected.map(PathBuf::from), "{url}");
+        }
+    }
+
+    #[test]
+    fn users_certificates_need_an_authority_of_guests() {
+        let place = tempfile::tempdir().unwrap();
+        let dir = place.path();
+        let text = format!(
+            "[openshell.gateway.mtls_auth]\nenabled = true\n[openshell.gateway.tls]\n\
+             cert_path = 'c'\nkey_path = 'k'\nclient_ca_path = '{0}/ca.crt'\n\
+             [openshell.drivers.vm]\nsocket_path = '/s'\n",
+            dir.display()
+        );
+        let wrong = merge(Flags::default(), &text).unwrap_err();
+        assert!(wrong.contains("guest_ca_path"), "{wrong}");
+        std::fs::write(dir.join("guest-ca.crt"), "").unwrap();
+        let tls = merge(Flags::default(), &text).unwrap().tls.unwrap();
+        assert_eq!(tls.guest_ca_path, Some(dir.join("guest-ca.crt")));
     }
 
     #[test]
     fn what_contradicts_itself_is_refused() {
         for (text, expected) in [
-            ("", "no socket"),
+            ("", "neither"),
             ("[openshell]\nversion = 2", "version"),
             ("[openshell.gateway]\ncompute_drivers = ['a', 'b']", "exactly one"),
             ("[openshell.drivers.vm]\nsocket_path = '/s'", "neither"),

@@ -3,13 +3,16 @@
 //! A supervisor shows the token of its sandbox in each call. A user shows a client certificate, or nothing where the operator has said so.
 //! Called by every RPC before it does anything else.
 //!
-//! Invariant: whoever shows a token is judged by the token alone; a bad one makes nobody a user.
+//! Invariant: whoever shows a token is judged by the token alone; a bad one makes nobody a user, and neither does a guest's certificate.
 
+pub mod certificate;
+pub mod keyset;
 pub mod token;
 
 use tonic::{Request, Status};
 
 use crate::session::Claimant;
+use certificate::Authority;
 use token::Keys;
 
 /// The caller of one RPC.
@@ -22,12 +25,14 @@ pub enum Principal {
 }
 
 /// How users are told from strangers.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Users {
     /// Everybody without a token is a user: for a loopback address.
     pub allow_unauthenticated: bool,
-    /// Who shows a certificate of the gateway's CA for clients is a user.
+    /// Who shows a certificate of the users' authority is a user.
     pub allow_certificate: bool,
+    /// Who signs certificates of users, where clients show certificates. Those of others are guests.
+    pub authority: Option<Authority>,
 }
 
 impl Principal {
@@ -36,7 +41,7 @@ impl Principal {
     /// # Errors
     ///
     /// UNAUTHENTICATED for a token that is not one of ours, and for a caller who shows nothing where something is asked for.
-    pub fn of<T>(request: &Request<T>, keys: &Keys, users: Users) -> Result<Self, Status> {
+    pub fn of<T>(request: &Request<T>, keys: &Keys, users: &Users) -> Result<Self, Status> {
         if let Some(header) = request.metadata().get("authorization") {
             let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
             let token = token.ok_or_else(|| Status::unauthenticated("malformed authorization"))?;
@@ -45,8 +50,13 @@ impl Principal {
                 Err(error) => Err(Status::unauthenticated(error.to_string())),
             };
         }
-        if users.allow_certificate && request.peer_certs().is_some_and(|certs| !certs.is_empty()) {
-            return Ok(Self::User("certificate".to_owned()));
+        if let Some(chain) = request.peer_certs().filter(|chain| !chain.is_empty()) {
+            if !users.authority.as_ref().is_some_and(|authority| authority.signed(&chain)) {
+                return Err(Status::unauthenticated("no token with a guest's certificate"));
+            }
+            if users.allow_certificate {
+                return Ok(Self::User("certificate".to_owned()));
+            }
         }
         if users.allow_unauthenticated {
             return Ok(Self::User("anonymous".to_owned()));
@@ -130,20 +140,20 @@ mod tests {
     #[test]
     fn a_bad_token_makes_nobody_a_user() {
         let keys = Keys::generate("here", None).unwrap();
-        let open = Users { allow_unauthenticated: true, allow_certificate: true };
+        let open = Users { allow_unauthenticated: true, allow_certificate: true, authority: None };
         let good = format!("Bearer {}", keys.mint("a").unwrap().text);
         assert_eq!(
-            Principal::of(&call(Some(&good)), &keys, open).unwrap(),
+            Principal::of(&call(Some(&good)), &keys, &open).unwrap(),
             Principal::Sandbox("a".into())
         );
         for bad in
             ["Bearer x.y.z", "Bearer ", "Basic YTpi", good.trim_end_matches(char::is_alphanumeric)]
         {
-            let refused = Principal::of(&call(Some(bad)), &keys, open).unwrap_err();
+            let refused = Principal::of(&call(Some(bad)), &keys, &open).unwrap_err();
             assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{bad}");
         }
-        assert!(Principal::of(&call(None), &keys, open).unwrap().user().is_ok());
-        let refused = Principal::of(&call(None), &keys, Users::default()).unwrap_err();
+        assert!(Principal::of(&call(None), &keys, &open).unwrap().user().is_ok());
+        let refused = Principal::of(&call(None), &keys, &Users::default()).unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unauthenticated);
     }
 

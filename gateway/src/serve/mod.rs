@@ -119,7 +119,7 @@ impl Gateway {
     }
 
     fn caller<T>(&self, request: &Request<T>) -> Result<Principal, Status> {
-        Principal::of(request, &self.0.keys, self.0.users)
+        Principal::of(request, &self.0.keys, &self.0.users)
     }
 
     /// The row of a sandbox by its id.

@@ -1,5 +1,7 @@
 //! The services over real sockets, with a driver and a supervisor of the test.
 
+mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -69,6 +71,34 @@ impl Driver for Fake {
     }
 }
 
+/// A gateway that nobody reaches yet.
+async fn gateway(users: Users) -> (Gateway, Arc<Fake>) {
+    let store = Store::open("sqlite::memory:").await.unwrap();
+    let driver = Arc::new(Fake::default());
+    let compute = Compute::new(
+        store,
+        driver.clone(),
+        Registry::new(Limits::default()),
+        Arc::default(),
+        crate::compute::Settings::default(),
+    );
+    let keys = Keys::generate("test", None).unwrap();
+    let about = About {
+        driver: "vm".into(),
+        default_image: "usual:1".into(),
+        address: ("http".into(), "127.0.0.1".into(), 1),
+        ..About::default()
+    };
+    (Gateway::new(compute, keys, users, about), driver)
+}
+
+async fn serve(gateway: &Gateway, tls: Option<ServerTlsConfig>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(gateway.clone().serve(listener, tls, std::future::pending()));
+    address
+}
+
 struct Lab {
     gateway: Gateway,
     driver: Arc<Fake>,
@@ -78,27 +108,9 @@ struct Lab {
 
 impl Lab {
     async fn new() -> Self {
-        let store = Store::open("sqlite::memory:").await.unwrap();
-        let driver = Arc::new(Fake::default());
-        let compute = Compute::new(
-            store,
-            driver.clone(),
-            Registry::new(Limits::default()),
-            Arc::default(),
-            crate::compute::Settings::default(),
-        );
-        let keys = Keys::generate("test", None).unwrap();
         let users = Users { allow_unauthenticated: true, ..Users::default() };
-        let about = About {
-            driver: "vm".into(),
-            default_image: "usual:1".into(),
-            address: ("http".into(), "127.0.0.1".into(), 1),
-            ..About::default()
-        };
-        let gateway = Gateway::new(compute, keys, users, about);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(gateway.clone().serve(listener, None, std::future::pending()));
+        let (gateway, driver) = gateway(users).await;
+        let address = serve(&gateway, None).await;
         let client = client(address).await;
         Self { gateway, driver, client, address }
     }
