@@ -498,13 +498,21 @@ fn frames() -> Seeds {
     let close = [&download[..], &[9, 0, 8, FLUSH], &segment(fin, 3), &[FLUSH], &wait].concat();
     let lookup = b"\x08\x00\x1d\xab\xcd\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x07example\x03org\x00\x00\x01\x00\x01";
     let published = [&[12, 9, FLUSH][..], &segment(18, 0), &[FLUSH], &segment(reset, 0)].concat();
-    let all = |offloads: u8, steps: &[u8]| [&[offloads], steps].concat();
+    let all = |kind: u8, steps: &[u8]| [&[kind], steps].concat();
+    // To the host, which is closed, and which nobody is told of.
+    let refused = [8, 3, 4, b'n', b'o', b'n', b'e', FLUSH];
+    let mut solicit = vec![17, 48, 0x60, 0, 0, 0, 0, 8, 58, 255];
+    solicit.extend(
+        [&[0; 16][..], &[0xff, 2], &[0; 13], &[2], &[133, 0, 0, 0, 0, 0, 0, 0], &[FLUSH]].concat(),
+    );
     vec![
         ("upload", all(0, &upload)),
         ("download", all(3, &download)),
         ("close", all(0, &close)),
         ("lookup", all(7, &[&lookup[..], &[FLUSH]].concat())),
         ("published", all(0, &published)),
+        ("refused", all(0x20, &refused)),
+        ("router", all(8, &solicit)),
         ("full-link", all(1, &[&open[..], &[0x1d, 0], &download, &[0x1d, 9, FLUSH]].concat())),
     ]
 }

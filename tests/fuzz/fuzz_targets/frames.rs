@@ -5,6 +5,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
@@ -12,6 +13,7 @@ use openshell_fuzz::Script;
 use openshell_usernet::config::{Bounds, Forward, ForwardProtocol};
 use openshell_usernet::link::{HEAD_LEN, Offload, Segmentation};
 use openshell_usernet::mock::{Bytes, MockLink, MockSockets};
+use openshell_usernet::policy::{Places, Policy, RefuseBy};
 use openshell_usernet::sockets::{Connect, ForwardId, HostError, Readiness};
 use openshell_usernet::wire::{
     EthernetHeader, Headers, Ipv4Header, Macs, TcpFlags, TcpHeader, UdpHeader, ethertype, protocol,
@@ -46,15 +48,24 @@ fn bounds() -> Bounds {
 }
 
 impl World {
-    fn new(offloads: u8) -> Self {
+    /// `kind` says what the link takes, whether there is IPv6, and how the policy refuses.
+    fn new(kind: u8) -> Self {
         let forward = |protocol| Forward { protocol, guest_port: 80 };
         let forwards = vec![forward(ForwardProtocol::Tcp), forward(ForwardProtocol::Udp)];
         let resolvers = vec![SocketAddr::from(([192, 0, 2, 53], 53))];
-        let config = Config { bounds: bounds(), forwards, resolvers, ..Config::default() };
+        let (_, refuse_by) = RefuseBy::NAMES[usize::from(kind >> 4) % RefuseBy::NAMES.len()];
+        let config = Config {
+            bounds: bounds(),
+            forwards,
+            resolvers,
+            v6: (kind & 8 != 0).then(Places::unique_local),
+            policy: Arc::new(Policy::default().refusing(refuse_by)),
+            ..Config::default()
+        };
         let mut link = MockLink { room: 1 << 20, ..MockLink::default() };
-        link.offloads.checksum = offloads & 1 != 0;
-        link.offloads.tcp4 = offloads & 2 != 0;
-        link.offloads.udp = offloads & 4 != 0;
+        link.offloads.checksum = kind & 1 != 0;
+        link.offloads.tcp4 = kind & 2 != 0;
+        link.offloads.udp = kind & 4 != 0;
         Self {
             macs: config.macs,
             stack: Stack::new(config, [1; 16]),

@@ -14,4 +14,5 @@ mod names;
 mod policy;
 mod programs;
 mod rig;
+mod six;
 mod streams;

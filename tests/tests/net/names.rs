@@ -8,14 +8,14 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::rig::{Rig, eventually, output};
 
-/// A resolver that knows `known.example`, and `large.example` by TCP only.
-struct Resolver {
+/// A resolver that knows `known.example`, `large.example` by TCP only, and the address in names such as `at0a000001.example`.
+pub(crate) struct Resolver {
     asked: Arc<AtomicU64>,
     _threads: [JoinHandle<()>; 2],
 }
 
 impl Resolver {
-    fn start(rig: &Rig, at: &'static str, answer: Ipv4Addr) -> Self {
+    pub(crate) fn start(rig: &Rig, at: &'static str, answer: Ipv4Addr) -> Self {
         let asked = Arc::new(AtomicU64::new(0));
         let udp = rig.host.inside(|| UdpSocket::bind((at, 53))).unwrap();
         let tcp = rig.host.inside(|| TcpListener::bind((at, 53))).unwrap();
@@ -46,14 +46,18 @@ impl Resolver {
 /// Header and question of the query, and an answer by its name.
 fn reply(query: &[u8], answer: Ipv4Addr, by_tcp: bool) -> Vec<u8> {
     let question_len = query[12..].iter().position(|&byte| byte == 0).unwrap() + 5;
+    let question = &query[12..12 + question_len];
     let mut reply = query[..12 + question_len].to_vec();
     let has = |label: &[u8]| query.windows(label.len()).any(|part| part == label);
     reply[2] |= 0x80;
     reply[3] = 0x80;
     reply[6..12].fill(0);
+    let written = question.strip_prefix(b"\x0aat").and_then(|rest| rest.get(..8));
+    let written = written.and_then(|hex| u32::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
+    let answer = written.map_or(answer, Ipv4Addr::from);
     if has(b"\x05large") && !by_tcp {
         reply[2] |= 2;
-    } else if has(b"\x05known") || has(b"\x05large") {
+    } else if written.is_some() || has(b"\x05known") || has(b"\x05large") {
         reply[7] = 1;
         reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0x2c, 0, 4]);
         reply.extend_from_slice(&answer.octets());
@@ -65,7 +69,7 @@ fn reply(query: &[u8], answer: Ipv4Addr, by_tcp: bool) -> Vec<u8> {
     reply
 }
 
-fn dig(rig: &Rig, words: &str) -> String {
+pub(crate) fn dig(rig: &Rig, words: &str) -> String {
     let mut dig = rig.guest.command("dig");
     let words = words.split(' ');
     output(dig.args(["@192.168.127.1", "+tries=2", "+time=10", "+noedns"]).args(words))

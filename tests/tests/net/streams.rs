@@ -14,7 +14,7 @@ fn byte(at: usize) -> u8 {
     mixed.to_be_bytes()[0]
 }
 
-fn send(mut to: &TcpStream, len: usize) {
+pub(crate) fn send(mut to: &TcpStream, len: usize) {
     let mut at = 0;
     let mut bytes = Vec::new();
     while at < len {
@@ -28,7 +28,7 @@ fn send(mut to: &TcpStream, len: usize) {
 }
 
 /// Reads to the end, `step` bytes at a time with a pause after each.
-fn receive(mut from: &TcpStream, len: usize, step: usize, pause: Duration) {
+pub(crate) fn receive(mut from: &TcpStream, len: usize, step: usize, pause: Duration) {
     let mut bytes = vec![0; step];
     let mut at = 0;
     loop {

@@ -23,12 +23,18 @@ pub(super) struct NetArgs {
     /// Read further rules from a TOML file, again whenever it changes
     #[arg(long, value_name = "FILE")]
     net_policy: Option<PathBuf>,
+    /// How the guest hears of a refusal: connections are reset, an ICMP error for all, or nothing [default: reset]
+    #[arg(long, value_name = "reset|icmp|drop")]
+    net_refuse: Option<String>,
     /// Ask this resolver instead of the host's; may be given several times
     #[arg(long, value_name = "ADDR[:PORT]")]
     dns: Vec<String>,
     /// Read resolvers from FILE, again whenever it changes [default: /etc/resolv.conf]
     #[arg(long, value_name = "FILE", conflicts_with = "dns")]
     resolv_conf: Option<PathBuf>,
+    /// Give the guest IPv6 too: what the host reaches by it, and fd6f:7368:656c:6c00::fe for the host itself
+    #[arg(long)]
+    ipv6: bool,
     /// Largest packet in bytes, 576 to 65520 [default: 1500]
     #[arg(long, value_name = "N")]
     mtu: Option<String>,
@@ -62,8 +68,10 @@ impl NetArgs {
             allow: self.allow,
             deny: self.deny,
             policy: self.net_policy,
+            refuse: self.net_refuse.as_deref().map(NetSpec::parse_refuse).transpose()?,
             dns: self.dns.iter().map(|text| NetSpec::parse_dns(text)).collect::<Result<_, _>>()?,
             resolv_conf: self.resolv_conf,
+            ipv6: self.ipv6,
             mtu: self.mtu.as_deref().map(Mtu::parse).transpose()?,
             mac: self.mac.as_deref().map(MacAddress::parse).transpose()?,
             log: self.net_log,

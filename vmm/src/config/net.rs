@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use openshell_usernet::policy::RefuseBy;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 
@@ -33,10 +34,14 @@ pub struct NetSpec {
     pub deny: Vec<String>,
     /// A policy file; its rules come after those above.
     pub policy: Option<PathBuf>,
+    /// How the guest hears of refusals.
+    pub refuse: Option<RefuseBy>,
     /// Resolvers to ask, in order, instead of the host's.
     pub dns: Vec<SocketAddr>,
     /// The file that names the host's resolvers, where it is not the usual one.
     pub resolv_conf: Option<PathBuf>,
+    /// Whether the guest has IPv6 too.
+    pub ipv6: bool,
     /// Largest packet in bytes.
     pub mtu: Option<Mtu>,
     /// The guest's hardware address.
@@ -68,8 +73,10 @@ impl NetSpec {
             allow: list(self.allow, file.allow),
             deny: list(self.deny, file.deny),
             policy: self.policy.or(file.policy),
+            refuse: self.refuse.or(file.refuse),
             dns: list(self.dns, file.dns),
             resolv_conf: self.resolv_conf.or(file.resolv_conf),
+            ipv6: self.ipv6 || file.ipv6,
             mtu: self.mtu.or(file.mtu),
             mac: self.mac.or(file.mac),
             log: self.log.or(file.log),
@@ -79,6 +86,15 @@ impl NetSpec {
             without: list(self.without, file.without),
             ring_size: self.ring_size.or(file.ring_size),
         }
+    }
+
+    /// Reads how refusals are told.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`].
+    pub fn parse_refuse(text: &str) -> Result<RefuseBy, SpecError> {
+        refuse(text)
+            .map_err(|reason| SpecError::value("--net-refuse", text.as_ref(), reason.to_owned()))
     }
 
     /// Reads a resolver: an address, with a port when it is not 53.
@@ -415,6 +431,10 @@ fn resolver(text: &str) -> Result<SocketAddr, &'static str> {
         .ok_or("a resolver is an address, such as 192.0.2.1, or 192.0.2.1:53")
 }
 
+fn refuse(text: &str) -> Result<RefuseBy, &'static str> {
+    RefuseBy::named(text).ok_or("none of reset, icmp, drop")
+}
+
 fn rate(text: &str) -> Result<Bandwidth, &'static str> {
     match parse_size(text, None)? {
         0 => Err("a rate of 0 would stop it for good"),
@@ -434,9 +454,12 @@ struct Table {
     #[serde(default)]
     deny: Vec<String>,
     policy: Option<PathBuf>,
+    refuse: Option<String>,
     #[serde(default)]
     dns: Vec<String>,
     resolv_conf: Option<PathBuf>,
+    #[serde(default)]
+    ipv6: bool,
     mtu: Option<u16>,
     mac: Option<String>,
     log: Option<PathBuf>,
@@ -473,8 +496,10 @@ impl Table {
             allow: self.allow,
             deny: self.deny,
             policy: self.policy,
+            refuse: self.refuse.as_deref().map(|text| one(text, refuse)).transpose()?,
             dns: each(&self.dns, resolver)?,
             resolv_conf: self.resolv_conf,
+            ipv6: self.ipv6,
             mtu: self.mtu.map(mtu).transpose()?,
             mac: self.mac.as_deref().map(|text| one(text, MacAddress::read)).transpose()?,
             log: self.log,

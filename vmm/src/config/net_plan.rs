@@ -9,13 +9,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use openshell_usernet::policy::{Action, Fallback, Policy, PolicyError, Rule, RuleError};
+use openshell_usernet::policy::{Action, Fallback, Policy, PolicyError, RefuseBy, Rule, RuleError};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::net::NetSpec;
+use super::net::{Mtu, NetSpec};
 use super::publish::{PublishError, PublishedPort, publish};
 use crate::explain::Explain;
+
+/// What every link with IPv6 takes, in bytes (RFC 8200 section 5).
+const IPV6_LEAST_MTU: u16 = 1280;
 
 /// The host's side of a network.
 #[derive(Debug)]
@@ -30,6 +33,8 @@ pub struct HostPlan {
     pub ports: Vec<PublishedPort>,
     /// Resolvers to ask.
     pub resolvers: Resolvers,
+    /// Whether the guest has IPv6 too.
+    pub ipv6: bool,
     /// Where frames are written.
     pub capture: Option<CaptureFiles>,
     /// Each way.
@@ -45,6 +50,8 @@ pub struct RuleSource {
     allow: Vec<String>,
     /// The file, if there is one.
     pub file: Option<PathBuf>,
+    /// What the file is not asked for.
+    refuse: Option<RefuseBy>,
 }
 
 /// Resolvers to ask.
@@ -112,6 +119,12 @@ pub enum NetPlanError {
         /// What is wrong there.
         message: String,
     },
+    /// IPv6 on a link that is too narrow for it.
+    #[error("an MTU of {mtu} is too small for IPv6")]
+    NarrowForIpv6 {
+        /// In bytes.
+        mtu: u16,
+    },
     /// A port.
     #[error(transparent)]
     Publish(PublishError),
@@ -142,7 +155,10 @@ impl Explain for NetPlanError {
                 Some(source.to_string())
             }
             Self::Publish(error) => error.why(),
-            Self::Rule { .. } | Self::Policy { .. } | Self::File { .. } => None,
+            Self::Rule { .. }
+            | Self::Policy { .. }
+            | Self::File { .. }
+            | Self::NarrowForIpv6 { .. } => None,
         }
     }
 
@@ -155,8 +171,10 @@ impl Explain for NetPlanError {
             Self::Policy { .. } => "drop that rule, or put it before the other".to_owned(),
             Self::Read { .. } => "check the path given to --net-policy".to_owned(),
             Self::File { .. } => {
-                "the file has `rules`, a list of texts, and may have `default`, \"public\" or \"nothing\"".to_owned()
+                "the file has `rules`, a list of texts, and may have `default`, \"public\" or \"nothing\", and `refuse`, \"reset\", \"icmp\" or \"drop\""
+                    .to_owned()
             }
+            Self::NarrowForIpv6 { .. } => "give --mtu 1280 or more, or leave --ipv6 out".to_owned(),
             Self::Publish(error) => return error.fix(),
             Self::Capture { path, .. } | Self::Log { path, .. } => format!("check the directory: ls -ld {}", path.display()),
         })
@@ -172,8 +190,13 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
         deny: spec.deny.clone(),
         allow: spec.allow.clone(),
         file: spec.policy.clone(),
+        refuse: spec.refuse,
     };
     let policy = Arc::new(rules.read()?);
+    let mtu = spec.mtu.unwrap_or(Mtu::ETHERNET).bytes();
+    if spec.ipv6 && mtu < IPV6_LEAST_MTU {
+        return Err(NetPlanError::NarrowForIpv6 { mtu });
+    }
     let ports = publish(&spec.publish).map_err(NetPlanError::Publish)?;
     Ok(HostPlan {
         policy,
@@ -186,6 +209,7 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
         } else {
             Resolvers::These(spec.dns.clone())
         },
+        ipv6: spec.ipv6,
         capture: spec.pcap.as_deref().map(capture).transpose()?,
         bytes_per_second: spec.bw.map(|rate| rate.0),
         packets_per_second: spec.pps,
@@ -216,22 +240,24 @@ impl RuleSource {
             }
         }
         rules.sort_by(|(one, _), (other, _)| one.by_specificity(other));
-        let mut fallback = Fallback::default();
+        let (mut fallback, mut refuse) = (Fallback::default(), self.refuse);
         if let Some(path) = &self.file {
             let text = fs::read_to_string(path)
                 .map_err(|source| NetPlanError::Read { path: path.clone(), source })?;
-            let (more, chosen) = policy_file(path, &text)?;
-            rules.extend(more);
-            fallback = chosen;
+            let file = policy_file(path, &text)?;
+            rules.extend(file.rules);
+            fallback = file.fallback;
+            refuse = refuse.or(file.refuse);
         }
         let (rules, places): (Vec<_>, Vec<_>) = rules.into_iter().unzip();
-        Policy::new(rules, fallback).map_err(|source| {
+        let policy = Policy::new(rules, fallback).map_err(|source| {
             let index = match &source {
                 PolicyError::TooMany { .. } => Policy::MAX_RULES,
                 PolicyError::Unreachable { index, .. } => *index,
             };
             NetPlanError::Policy { place: places.get(index).cloned().unwrap_or_default(), source }
-        })
+        })?;
+        Ok(policy.refusing(refuse.unwrap_or_default()))
     }
 }
 
@@ -241,8 +267,25 @@ impl RuleSource {
 struct PolicyFile {
     #[serde(default)]
     default: Default,
+    refuse: Option<Refuse>,
     #[serde(default)]
     rules: Vec<Spanned<String>>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Refuse {
+    Reset,
+    Icmp,
+    Drop,
+}
+
+/// What a policy file says.
+#[derive(Debug)]
+struct FromFile {
+    rules: Vec<Placed>,
+    fallback: Fallback,
+    refuse: Option<RefuseBy>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -253,7 +296,7 @@ enum Default {
     Nothing,
 }
 
-fn policy_file(path: &Path, text: &str) -> Result<(Vec<Placed>, Fallback), NetPlanError> {
+fn policy_file(path: &Path, text: &str) -> Result<FromFile, NetPlanError> {
     let file: PolicyFile = toml::from_str(text).map_err(|error| {
         let (line, column) = position(text, error.span().map_or(text.len(), |span| span.start));
         let message = error.message().lines().collect::<Vec<_>>().join(", ");
@@ -273,7 +316,12 @@ fn policy_file(path: &Path, text: &str) -> Result<(Vec<Placed>, Fallback), NetPl
         Default::Public => Fallback::Public,
         Default::Nothing => Fallback::Nothing,
     };
-    Ok((rules.collect::<Result<_, _>>()?, fallback))
+    let refuse = file.refuse.map(|refuse| match refuse {
+        Refuse::Reset => RefuseBy::Reset,
+        Refuse::Icmp => RefuseBy::Icmp,
+        Refuse::Drop => RefuseBy::Silence,
+    });
+    Ok(FromFile { rules: rules.collect::<Result<_, _>>()?, fallback, refuse })
 }
 
 /// Line and column of the byte at `at`, counted from 1.
@@ -327,6 +375,25 @@ mod tests {
         ];
         assert_eq!(shown, expected);
         assert_eq!(plan.policy.fallback(), Fallback::Nothing);
+        assert_eq!(plan.policy.refuses_by(), RefuseBy::Reset);
+    }
+
+    #[test]
+    fn how_refusals_are_told_is_said_by_the_flag_or_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("policy.toml");
+        for (flag, file, want) in [
+            (None, "", RefuseBy::Reset),
+            (None, "refuse = \"drop\"", RefuseBy::Silence),
+            (None, "refuse = \"icmp\"", RefuseBy::Icmp),
+            (Some("reset"), "refuse = \"icmp\"", RefuseBy::Reset),
+            (Some("drop"), "", RefuseBy::Silence),
+        ] {
+            fs::write(&path, file).unwrap();
+            let refuse = flag.map(|flag| NetSpec::parse_refuse(flag).unwrap());
+            let spec = NetSpec { policy: Some(path.clone()), refuse, ..NetSpec::default() };
+            assert_eq!(open(&spec).unwrap().policy.refuses_by(), want, "{flag:?} {file:?}");
+        }
     }
 
     #[test]
@@ -345,6 +412,7 @@ mod tests {
                 "p.toml:3:1: rule `permit private`, ",
             ),
             ("default = \"all\"", "p.toml:1:11: unknown variant `all`"),
+            ("refuse = \"quietly\"", "p.toml:1:10: unknown variant `quietly`"),
             ("\n\nrule = []", "p.toml:3:1: unknown field `rule`"),
         ] {
             fs::write(&path, text).unwrap();
@@ -356,6 +424,9 @@ mod tests {
         assert_eq!(open(&spec).unwrap_err().to_string(), "cannot read the policy file /nowhere");
         let spec = NetSpec { log: Some("/nowhere/x".into()), ..NetSpec::default() };
         assert_eq!(open(&spec).unwrap_err().to_string(), "cannot write the log /nowhere/x");
+        let (ipv6, mtu) = (true, Some(Mtu::parse("1279").unwrap()));
+        let shown = open(&NetSpec { ipv6, mtu, ..NetSpec::default() }).unwrap_err().to_string();
+        assert_eq!(shown, "an MTU of 1279 is too small for IPv6");
         let spec = NetSpec { pcap: Some("/nowhere/x".into()), ..NetSpec::default() };
         assert_eq!(open(&spec).unwrap_err().to_string(), "cannot write the capture /nowhere/x");
     }

@@ -2,6 +2,7 @@
 
 use openshell_usernet::Config;
 use openshell_usernet::config::{Forward, ForwardProtocol};
+use openshell_usernet::policy::Places;
 use openshell_usernet::wire::{Mac, Macs};
 
 use crate::config::net::{MacAddress, Mtu, Transport};
@@ -40,6 +41,7 @@ impl Setup {
         Self {
             config: Config {
                 macs: Macs { guest: Mac(mac.0), ..defaults.macs },
+                v6: plan.ipv6.then(Places::unique_local),
                 policy: plan.policy,
                 search,
                 mtu: mtu.bytes(),

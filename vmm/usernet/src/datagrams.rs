@@ -19,7 +19,7 @@ use crate::fragments::{DatagramKey, Fragments, Limits};
 use crate::icmp::{Errors, Fault, Quote};
 use crate::link::{Frame, Offload, Payload, Segmentation};
 use crate::ndp::{self, Message, Router};
-use crate::policy::{Denied, Egress, Protocol, Route, Scene, Transport};
+use crate::policy::{Denied, Egress, Protocol, RefuseBy, Route, Scene, Transport};
 use crate::siphash::SipKey;
 use crate::sockets::{ForwardId, HostError, Readiness, Unsent};
 use crate::table::{Endpoint, FlowKey};
@@ -384,7 +384,9 @@ impl<P: Payload> Datagrams<P> {
                 }
                 Ok(Route::Stack) => return None,
                 Err(denied) => {
-                    self.report_udp(fault(denied), &ends, data.len(), turn);
+                    if let Some(fault) = fault(denied, egress) {
+                        self.report_udp(fault, &ends, data.len(), turn);
+                    }
                     return None;
                 }
             },
@@ -539,7 +541,9 @@ impl<P: Payload> Datagrams<P> {
                 }
             }
             Err(denied) => {
-                self.delivery.report(fault(denied), Quote::echo(&ends, sequence), turn);
+                if let Some(fault) = fault(denied, egress) {
+                    self.delivery.report(fault, Quote::echo(&ends, sequence), turn);
+                }
             }
         }
     }
@@ -659,10 +663,11 @@ impl<P: Payload> Datagrams<P> {
     }
 }
 
-/// What the guest is told of a refusal. That the gateway has no such port is no secret and no rule.
-const fn fault(denied: Denied) -> Fault {
-    match denied {
-        Denied::Gateway => Fault::Port,
-        _ => Fault::Prohibited,
+/// What the guest is told of a refusal; `None`: nothing.
+fn fault(denied: Denied, egress: &Egress) -> Option<Fault> {
+    match (denied, egress.policy().refuses_by()) {
+        (Denied::Gateway, _) => Some(Fault::Port),
+        (_, RefuseBy::Silence) => None,
+        (_, RefuseBy::Reset | RefuseBy::Icmp) => Some(Fault::Prohibited),
     }
 }

@@ -5,18 +5,19 @@
 //! bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where
 //! its KVM can do that and in the lab elsewhere.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::fixtures::{Fixtures, VARIABLE};
 use crate::lab::Spec;
 use crate::{binaries, cmd, say, setup};
 
-const LAB_DEADLINE: Duration = Duration::from_mins(20);
+const LAB_DEADLINE: Duration = Duration::from_mins(30);
 const LAB_MEMORY_MIB: u64 = 4096;
 const LAB_SCRATCH_MIB: u64 = 8192;
 
@@ -57,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Level::Images => images(filter),
             Level::Net => net(filter),
             Level::Native => native(filter),
-            Level::Lab => linux(filter),
+            Level::Lab => linux(filter).and(sandboxes(filter)),
         };
         let verdict = match &outcome {
             Ok(()) => "ok".to_owned(),
@@ -117,12 +118,37 @@ fn net(filter: Option<&str>) -> Result<()> {
     let mut command = if setup::is_root()? {
         Command::new(program)
     } else {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--net"]).arg(program);
+        may_have_networks()?;
+        let mut command = inside_user_namespace();
+        command.arg(program);
         command
     };
     command.args(filter).env(VARIABLE, fixtures.directory()).arg("--test-threads=2");
     say::step("run the tests of the network stack", || cmd::run(&mut command))
+}
+
+fn inside_user_namespace() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net"]);
+    command
+}
+
+/// Whether this user, who is not root, may make what the tests need: one refusal that says what to do instead of one for each test.
+fn may_have_networks() -> Result<()> {
+    const TUN: &str = "/dev/net/tun";
+    File::options().read(true).write(true).open(TUN).with_context(|| {
+        format!(
+            "cannot make tap devices: run as root, or let this user open it: sudo chmod 666 {TUN}"
+        )
+    })?;
+    let made = inside_user_namespace().arg("true").output().context("cannot start unshare")?;
+    ensure!(
+        made.status.success(),
+        "this user cannot make namespaces: run as root, or allow it: sudo sysctl kernel.unprivileged_userns_clone=1, \
+         or kernel.apparmor_restrict_unprivileged_userns=0 ({})",
+        String::from_utf8_lossy(&made.stderr).trim()
+    );
+    Ok(())
 }
 
 fn native(filter: Option<&str>) -> Result<()> {
@@ -132,13 +158,26 @@ fn native(filter: Option<&str>) -> Result<()> {
 }
 
 fn linux(filter: Option<&str>) -> Result<()> {
-    let fixtures = Fixtures::complete()?;
-    let program = binaries::end_to_end("linux")?;
+    guests(&binaries::end_to_end("linux")?, Fixtures::complete, filter)
+}
+
+fn sandboxes(filter: Option<&str>) -> Result<()> {
+    guests(&binaries::end_to_end("sandbox")?, Fixtures::for_sandboxes, filter)
+}
+
+fn guests(program: &Path, fixtures: fn() -> Result<Fixtures>, filter: Option<&str>) -> Result<()> {
+    // A lab that runs no test is not worth its boot.
+    if filter.is_some()
+        && !cmd::text(Command::new(program).arg("--list").args(filter))?.contains(": test")
+    {
+        return Ok(());
+    }
+    let fixtures = &fixtures()?;
     match host_refusal(&fixtures.path("openshell-vmm"))? {
-        None => on_host(&program, &fixtures, filter),
+        None => on_host(program, fixtures, filter),
         Some(reason) => {
             say::line(format_args!("Linux guests run in the lab: {reason}"));
-            in_lab(&program, &fixtures, filter)
+            in_lab(program, fixtures, filter)
         }
     }
 }

@@ -80,20 +80,25 @@ impl<T> Blocking<T> {
 pub fn perform(file: &File, op: Op, offset: u64, bufs: &[IoBuf]) -> io::Result<()> {
     let mut transfer = Transfer::default();
     transfer.start(op, offset, bufs);
+    finish(file, &mut transfer)
+}
+
+/// Carries out what is left of `transfer`; errors as [`perform`].
+pub(super) fn finish(file: &File, transfer: &mut Transfer) -> io::Result<()> {
     loop {
         let step = transfer.step();
         if matches!(step, Step::Nothing) {
             return Ok(());
         }
-        let outcome = call(file, &step);
+        let outcome = call(file, &step, 0);
         if let Some(result) = transfer.advance(outcome) {
             return result;
         }
     }
 }
 
-/// One system call: its result, or a negated errno.
-fn call(file: &File, step: &Step<'_>) -> i32 {
+/// One system call: its result, or a negated errno. A write has the `RWF_` bits of `flags` besides its own.
+pub(super) fn call(file: &File, step: &Step<'_>, flags: i32) -> i32 {
     let fd = file.as_raw_fd();
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let result = match *step {
@@ -105,7 +110,7 @@ fn call(file: &File, step: &Step<'_>) -> i32 {
         }
         Step::Write { bufs, offset, durable } => {
             let count = i32::try_from(bufs.len()).unwrap_or(i32::MAX);
-            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            let flags = if durable { flags | libc::RWF_DSYNC } else { flags };
             // SAFETY: as for reading; the kernel only reads the memory.
             unsafe { libc::pwritev2(fd, bufs.as_ptr().cast(), count, signed(offset), flags) }
         }

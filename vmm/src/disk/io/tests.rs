@@ -138,3 +138,61 @@ fn a_restricted_ring_refuses_what_it_was_not_made_for() {
     let Engine::Uring(ring) = &mut engine else { panic!("the first engine is the ring") };
     assert_eq!(ring.try_foreign_entries(), [-libc::EACCES; 2]);
 }
+
+#[test]
+fn writes_of_a_batch_end_whichever_way_they_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    // A filesystem on a disk, and one in memory: writes through their caches differ in whether they can be made without waiting.
+    for path in [dir.path(), std::path::Path::new("/dev/shm")] {
+        let file = tempfile::tempfile_in(path).unwrap();
+        for (mut engine, _, _) in engines(&file) {
+            file.set_len(0).unwrap();
+            file.set_len(1 << 20).unwrap();
+            engine.start().unwrap();
+            let mut data: Vec<Vec<u8>> = (1..=15).map(|byte| vec![byte; 4096]).collect();
+            let mut back = vec![9; 4096];
+            let (mut done, mut ended) = (Vec::new(), 0);
+            for round in 0..3_u64 {
+                for (at, bytes) in (0_u64..).zip(&mut data) {
+                    let offset = (round * 15 + at) * 4096;
+                    let op = Op::Write { durable: at == 7 };
+                    engine.submit(op, offset, &[IoBuf::staging(bytes)], 1);
+                }
+                engine.submit(Op::Read, 512 << 10, &[IoBuf::staging(&mut back)], 0);
+                while engine.in_flight() > 0 {
+                    engine.wait(None, &mut done).unwrap();
+                    for Done { payload, result } in done.drain(..) {
+                        result.unwrap();
+                        ended += payload;
+                    }
+                }
+                assert_eq!(back, [0; 4096]);
+            }
+            assert_eq!(ended, 3 * 15);
+            drop(engine);
+            let mut found = vec![0; 3 * 15 * 4096];
+            file.read_exact_at(&mut found, 0).unwrap();
+            let want: Vec<u8> = data.concat().repeat(3);
+            assert!(found == want, "{path:?}");
+        }
+    }
+}
+
+#[test]
+fn an_engine_that_is_dropped_leaves_no_write_behind_its_memory() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 20).unwrap();
+    for (mut engine, _, _) in engines(&file) {
+        engine.start().unwrap();
+        let mut bytes = vec![5; 4096];
+        for at in 0..8 {
+            let bufs = [IoBuf::staging(&mut bytes)];
+            engine.submit(Op::Write { durable: false }, at * 4096, &bufs, 0);
+        }
+        drop(engine);
+        bytes.fill(6);
+        let mut found = vec![0; 8 * 4096];
+        file.read_exact_at(&mut found, 0).unwrap();
+        assert!(found.iter().all(|&byte| byte == 5));
+    }
+}

@@ -1,5 +1,8 @@
 //! The io_uring engine: one `io_uring_enter` submits a batch, waits, and is woken by completions and by the two signals alike.
 //!
+//! A filesystem that cannot write through its cache without waiting makes the kernel hand each such write to a thread of its own, which
+//! costs ten times the copy: writes that need not be durable are then plain system calls, made while the rest of the batch is under way.
+//!
 //! Invariant: a slot's vector and payload are untouched between pushing its entry and reaping its completion, and the ring is drained
 //! before they are freed. One thread owns it; the ring is made and restricted before that thread is confined.
 
@@ -7,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags, SubmissionQueue};
@@ -18,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::{GuestRam, IoBuf};
 
+use super::sync::{call, finish};
 use super::transfer::{Iovec, Op, Step, Transfer};
 use super::{DEPTH, Done, Signals, Wake};
 
@@ -35,6 +39,22 @@ const MAILBOX: usize = 1;
 /// Signals take the numbers from here on; slots are below.
 const SIGNAL_BASE: u64 = DEPTH as u64;
 
+/// A batch of system calls that took longer than this was held up, by writeback or by the filesystem's journal and not by another thread.
+const HELD_UP: Duration = Duration::from_millis(10);
+/// Writes that go through the ring after that: reads that come with them then do not wait.
+const WRITES_AFTER_HOLD_UP: u32 = 256;
+
+/// How writes that need not be durable are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    /// The first one will show what the filesystem can do.
+    Unknown,
+    /// By the ring.
+    Ring,
+    /// By system calls, but for so many that go through the ring first.
+    Calls { ring_first: u32 },
+}
+
 #[derive(Debug)]
 struct Slot<T> {
     transfer: Transfer,
@@ -46,12 +66,15 @@ pub struct Uring<T> {
     ring: IoUring,
     slots: Vec<Slot<T>>,
     free: Vec<usize>,
+    writes: Writes,
+    /// Slots whose writes are made at the next wait.
+    calls: Vec<usize>,
     signals: Signals,
     cells: Box<[u64; 2]>,
     armed: [bool; 2],
     started: bool,
     ram: Option<Arc<GuestRam>>,
-    _file: Arc<File>,
+    file: Arc<File>,
 }
 
 impl<T> std::fmt::Debug for Uring<T> {
@@ -90,12 +113,14 @@ impl<T> Uring<T> {
             ring,
             slots: Vec::with_capacity(DEPTH),
             free: Vec::with_capacity(DEPTH),
+            writes: Writes::Unknown,
+            calls: Vec::new(),
             signals,
             cells: Box::new([0; 2]),
             armed: [false; 2],
             started: false,
             ram: None,
-            _file: file,
+            file,
         })
     }
 
@@ -129,10 +154,34 @@ impl<T> Uring<T> {
         let slot = &mut self.slots[index];
         slot.transfer.start(op, offset, bufs);
         slot.payload = Some(payload);
-        let entry = entry(&slot.transfer.step(), index);
+        if op == (Op::Write { durable: false }) && self.is_a_call(index) {
+            self.calls.push(index);
+            return;
+        }
+        let entry = entry(&self.slots[index].transfer.step(), index);
         let (submitter, mut queue, _) = self.ring.split();
         // An entry that does not fit stays out only when the kernel refuses the whole batch, which `wait` reports.
         push(&submitter, &mut queue, &entry);
+    }
+
+    /// Whether the write in this slot is a system call of its own.
+    fn is_a_call(&mut self, index: usize) -> bool {
+        match &mut self.writes {
+            Writes::Ring => false,
+            Writes::Calls { ring_first: 0 } => true,
+            Writes::Calls { ring_first } => {
+                *ring_first -= 1;
+                false
+            }
+            Writes::Unknown => {
+                // Written twice where it is written now: it says the same, and nothing else of the driver's may be in these bytes
+                // before it ended.
+                let step = self.slots[index].transfer.step();
+                let refused = call(&self.file, &step, libc::RWF_NOWAIT) == -libc::EOPNOTSUPP;
+                self.writes = if refused { Writes::Calls { ring_first: 0 } } else { Writes::Ring };
+                refused
+            }
+        }
     }
 
     pub(super) fn wait(
@@ -142,6 +191,11 @@ impl<T> Uring<T> {
     ) -> io::Result<Wake> {
         self.arm(DOORBELL);
         self.arm(MAILBOX);
+        if !self.calls.is_empty() {
+            self.enter(Some(Duration::ZERO))?;
+            self.make_calls(done);
+            return self.reap(done);
+        }
         loop {
             self.enter(timeout)?;
             let wake = self.reap(done)?;
@@ -162,6 +216,21 @@ impl<T> Uring<T> {
         let (submitter, mut queue, _) = self.ring.split();
         push(&submitter, &mut queue, &entry);
         self.armed[signal] = true;
+    }
+
+    fn make_calls(&mut self, done: &mut Vec<Done<T>>) {
+        let start = Instant::now();
+        for index in self.calls.drain(..) {
+            let slot = &mut self.slots[index];
+            let result = finish(&self.file, &mut slot.transfer);
+            self.free.push(index);
+            if let Some(payload) = slot.payload.take() {
+                done.push(Done { payload, result });
+            }
+        }
+        if start.elapsed() > HELD_UP {
+            self.writes = Writes::Calls { ring_first: WRITES_AFTER_HOLD_UP };
+        }
     }
 
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
@@ -221,6 +290,7 @@ impl<T> Uring<T> {
 
     fn drain(&mut self) -> io::Result<()> {
         let mut done = Vec::new();
+        self.make_calls(&mut done);
         // Nothing else ends a read of an eventfd that nobody will ring again.
         for (signal, event) in [&self.signals.doorbell, &self.signals.mailbox].iter().enumerate() {
             if self.armed[signal] {

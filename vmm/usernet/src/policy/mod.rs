@@ -38,11 +38,37 @@ pub enum Fallback {
     Nothing,
 }
 
+/// How the guest hears that a packet of its own is refused. Names that are refused do not exist in any case, and that the gateway
+/// serves nothing at a port is no secret and no rule: it says so in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum RefuseBy {
+    /// Connections are reset, for all else there is an ICMP error: who asked knows at once.
+    #[default]
+    Reset,
+    /// An ICMP error for all: who asked knows that it was a router that refused.
+    Icmp,
+    /// Nothing: who asked waits.
+    Silence,
+}
+
+impl RefuseBy {
+    /// All of them, with the names that users have for them.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("reset", Self::Reset), ("icmp", Self::Icmp), ("drop", Self::Silence)];
+
+    /// The one named `name`, one of [`Self::NAMES`].
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, by)| *by)
+    }
+}
+
 /// Rules in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Policy {
     rules: Vec<Rule>,
     fallback: Fallback,
+    refuse_by: RefuseBy,
     by_name: bool,
 }
 
@@ -213,7 +239,19 @@ impl Policy {
             }
         }
         let by_name = rules.iter().any(|rule| matches!(rule.target, Target::Name(_)));
-        Ok(Self { rules, fallback, by_name })
+        Ok(Self { rules, fallback, refuse_by: RefuseBy::default(), by_name })
+    }
+
+    /// The same, refusing in this way.
+    #[must_use]
+    pub fn refusing(self, refuse_by: RefuseBy) -> Self {
+        Self { refuse_by, ..self }
+    }
+
+    /// How it refuses.
+    #[must_use]
+    pub const fn refuses_by(&self) -> RefuseBy {
+        self.refuse_by
     }
 
     /// Its rules.

@@ -3,7 +3,7 @@
 //! Invariant: addresses are kept in their canonical form, a mapped IPv4 address as IPv4. Pure; the caller follows the host's
 //! interfaces and replaces the scene when they change.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::cidr::Cidr;
@@ -30,6 +30,21 @@ impl Default for Places {
             gateway: at(1),
             guest: at(2),
             host: at(254),
+        }
+    }
+}
+
+impl Places {
+    /// The guest's network of IPv6, where it has one: fd6f:7368:656c:6c00::/64 with ::1, ::2 and ::fe. The guest makes further
+    /// addresses there itself.
+    #[must_use]
+    pub fn unique_local() -> Self {
+        let at = |last| IpAddr::V6(Ipv6Addr::new(0xfd6f, 0x7368, 0x656c, 0x6c00, 0, 0, 0, last));
+        Self {
+            network: Cidr::new(at(0), 64).expect("64 is at most 128"),
+            gateway: at(1),
+            guest: at(2),
+            host: at(0xfe),
         }
     }
 }

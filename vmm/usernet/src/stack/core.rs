@@ -13,7 +13,7 @@ use crate::policy::{Egress, Policy, Protocol, Refusal, Scene, Transport};
 use crate::siphash::SipKey;
 use crate::sockets::{ForwardId, Readiness};
 use crate::table::{Endpoint, FlowKey};
-use crate::tcp::Tcp;
+use crate::tcp::{Tcp, Told};
 use crate::turn::Turn;
 use crate::wire::{EthernetHeader, IpHeader, Part, TcpHeader, ethertype, protocol};
 use crate::{FlowId, Frame, Instant, Payload};
@@ -145,7 +145,10 @@ impl<P: Payload> Core<P> {
             remote: Endpoint::new(ip.destination, header.destination),
         };
         let (egress, now) = (&mut self.egress, turn.now);
-        let route = || egress.flow(now, Transport::Tcp, key.remote.socket_addr());
+        let route = || {
+            let verdict = egress.flow(now, Transport::Tcp, key.remote.socket_addr());
+            verdict.map_err(|denied| Told::of_denied(denied, egress.policy().refuses_by()))
+        };
         self.tcp.segment(key, &header, payload, turn, self.secret, route);
     }
 

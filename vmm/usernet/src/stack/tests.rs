@@ -3,11 +3,39 @@
 use std::net::Ipv4Addr;
 
 use crate::config::Bounds;
+use crate::policy::{Policy, RefuseBy};
 use crate::sockets::HostError;
 use crate::tcp::tests::{ACK, FIN, GUEST, RST, SYN, World};
 use crate::wire::{EthernetHeader, Ipv4Header, Mac, Part, ethertype, icmpv4, protocol};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 127, 1);
+
+/// The first bytes behind the IP header of what begins something: a SYN, a datagram, an echo request.
+fn opening(transport: u8) -> &'static [u8] {
+    match transport {
+        protocol::TCP => &[0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, SYN, 0, 0, 0, 0, 0, 0],
+        protocol::UDP => &[0, 9, 0, 9, 0, 8, 0, 0],
+        _ => &[8, 0, 0, 0, 0, 1, 0, 1],
+    }
+}
+
+impl World {
+    /// A packet of the guest's that begins something at `to`.
+    fn packet(&mut self, to: Ipv4Addr, transport: u8) {
+        self.packet_with_hops(64, to, transport);
+    }
+
+    fn packet_with_hops(&mut self, ttl: u8, to: Ipv4Addr, transport: u8) {
+        let ethernet = EthernetHeader {
+            destination: self.macs.gateway,
+            source: self.macs.guest,
+            ethertype: ethertype::IPV4,
+        };
+        let header = Ipv4Header { ttl, ..Ipv4Header::new(GUEST, to, transport) };
+        let behind = opening(transport);
+        self.frame(&[&ethernet.build()[..], &header.build(behind.len()), behind].concat());
+    }
+}
 
 /// A query for the A record of `name`, with its length before it.
 fn query(name: &str) -> Vec<u8> {
@@ -96,6 +124,45 @@ fn an_unreachable_peer_is_told_of_by_icmp() {
     }
 }
 
+/// What is denied and what the gateway has not, by TCP, UDP and echo, under each way to refuse.
+#[test]
+fn refusals_are_told_as_the_policy_says() {
+    let denied = Ipv4Addr::new(10, 0, 0, 1);
+    let icmp = |code| Some((protocol::ICMP, code));
+    let reset = Some((protocol::TCP, RST | ACK));
+    for (by, by_tcp, otherwise) in [
+        (RefuseBy::Reset, reset, icmp(icmpv4::PROHIBITED)),
+        (RefuseBy::Icmp, icmp(icmpv4::PROHIBITED), icmp(icmpv4::PROHIBITED)),
+        (RefuseBy::Silence, None, None),
+    ] {
+        for (to, transport, told) in [
+            (denied, protocol::TCP, by_tcp),
+            (denied, protocol::UDP, otherwise),
+            (denied, protocol::ICMP, otherwise),
+            (GATEWAY, protocol::TCP, reset),
+            (GATEWAY, protocol::UDP, icmp(icmpv4::PORT)),
+        ] {
+            let mut world = World::under(Policy::default().refusing(by));
+            world.packet(to, transport);
+            world.flush();
+            let heard = world.link.frames.pop_front().map(|(_, frame)| {
+                let (_, packet) = EthernetHeader::parse(Part::whole(&frame)).unwrap();
+                let (ip, message) = Ipv4Header::parse(packet).unwrap();
+                let message = message.all().unwrap();
+                if ip.protocol == protocol::ICMP {
+                    assert_eq!(message[0], icmpv4::UNREACHABLE);
+                    assert_eq!(message[24..28], to.octets(), "what it is about");
+                }
+                let place = if ip.protocol == protocol::TCP { 13 } else { 1 };
+                (ip.protocol, message[place])
+            });
+            assert_eq!(heard, told, "{by:?} {to} {transport}");
+            assert!(world.link.frames.is_empty() && world.sockets.opened.is_empty());
+            assert_eq!(world.stack.refusals().iter().sum::<u64>(), 1);
+        }
+    }
+}
+
 #[test]
 fn who_asks_for_the_gateway_is_answered() {
     let mut world = World::new(Bounds::default());
@@ -166,18 +233,7 @@ fn a_packet_without_a_hop_left_goes_no_further_and_the_guest_is_told() {
     {
         for transport in [protocol::TCP, protocol::UDP, protocol::ICMP] {
             let mut world = World::new(Bounds::default());
-            let ethernet = EthernetHeader {
-                destination: world.macs.gateway,
-                source: world.macs.guest,
-                ethertype: ethertype::IPV4,
-            };
-            let header = Ipv4Header { ttl, ..Ipv4Header::new(GUEST, to, transport) };
-            let behind: &[u8] = match transport {
-                protocol::TCP => &[0, 9, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, SYN, 0, 0, 0, 0, 0, 0],
-                protocol::UDP => &[0, 9, 0, 9, 0, 8, 0, 0],
-                _ => &[8, 0, 0, 0, 0, 1, 0, 1],
-            };
-            world.frame(&[&ethernet.build()[..], &header.build(behind.len()), behind].concat());
+            world.packet_with_hops(ttl, to, transport);
             world.flush();
             let exceeded = world.stack.counters().hops_exceeded;
             assert_eq!(exceeded, u64::from(told), "{ttl} {to} {transport}");
@@ -191,7 +247,7 @@ fn a_packet_without_a_hop_left_goes_no_further_and_the_guest_is_told() {
             assert_eq!((ip.source, ip.destination, ip.protocol), (GATEWAY, GUEST, protocol::ICMP));
             let message = message.all().unwrap();
             assert_eq!(message[..2], [icmpv4::TIME_EXCEEDED, 0]);
-            assert_eq!(message[28..36], behind[..8], "what it is about");
+            assert_eq!(message[28..36], opening(transport)[..8], "what it is about");
         }
     }
 }

@@ -36,6 +36,7 @@ use std::net::SocketAddr;
 
 use conn::Conn;
 use flow::{Flow, State};
+pub(crate) use open::Told;
 use out_of_order::OutOfOrder;
 use pending::Pending;
 use send::Served;
@@ -45,7 +46,7 @@ pub(crate) use service::Service;
 use crate::config::{Bounds, Config};
 use crate::icmp::Fault;
 use crate::link::Payload;
-use crate::policy::{Denied, Route, Scene};
+use crate::policy::{Route, Scene};
 use crate::ring::Pool;
 use crate::siphash::SipKey;
 use crate::sockets::{Close, ForwardId, Readiness};
@@ -153,7 +154,7 @@ impl<P: Payload> Tcp<P> {
         payload: P,
         turn: &mut Turn<'_, P>,
         secret: SipKey,
-        route: impl FnOnce() -> Result<Route, Denied>,
+        route: impl FnOnce() -> Result<Route, Told>,
     ) {
         let flags = header.flags;
         let begins =
@@ -174,7 +175,11 @@ impl<P: Payload> Tcp<P> {
             turn.counters.tcp_opened += 1;
             match route() {
                 Ok(route) => self.open(key, header, route, turn, secret),
-                Err(_) => self.shared.refuse_segment(turn, &key, header, 1),
+                Err(Told::Reset) => self.shared.refuse_segment(turn, &key, header, 1),
+                Err(Told::Unreachable(why)) => {
+                    self.shared.unreachable(&key, Seq(header.sequence), why);
+                }
+                Err(Told::Silence) => {}
             }
         } else if !flags.has(TcpFlags::RST) {
             turn.counters.tcp_unknown += 1;

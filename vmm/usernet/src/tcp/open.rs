@@ -5,7 +5,7 @@ use super::flow::{NEVER, State};
 use super::seq::Seq;
 use crate::icmp::Fault;
 use crate::link::{LinkFull, Payload};
-use crate::policy::Route;
+use crate::policy::{Denied, RefuseBy, Route};
 use crate::sockets::{Close, Connect, HostError, Readiness};
 use crate::wire::{TcpFlags, TcpHeader};
 
@@ -16,9 +16,9 @@ const LEAST_MSS: u16 = 64;
 /// What a guest takes that does not say (RFC 9293 section 3.7.1).
 const DEFAULT_MSS: u16 = 536;
 
-/// What the guest is told of a connect that failed.
+/// What the guest is told of a connection that it cannot have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+pub(crate) enum Told {
     /// Somebody is there and does not want it.
     Reset,
     /// The way there is closed.
@@ -28,6 +28,15 @@ enum Told {
 }
 
 impl Told {
+    /// What a policy that refuses `by` this says of something it denies.
+    pub(crate) const fn of_denied(denied: Denied, by: RefuseBy) -> Self {
+        match (denied, by) {
+            (Denied::Gateway, _) | (_, RefuseBy::Reset) => Self::Reset,
+            (_, RefuseBy::Icmp) => Self::Unreachable(Fault::Prohibited),
+            (_, RefuseBy::Silence) => Self::Silence,
+        }
+    }
+
     const fn of(error: HostError) -> Self {
         match error {
             HostError::Refused

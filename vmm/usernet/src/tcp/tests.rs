@@ -9,11 +9,13 @@ mod simulated;
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{Bounds, Config, Forward, ForwardProtocol};
 use crate::link::{HEAD_LEN, Offload, Offloads, Segmentation};
 use crate::mock::{Bytes, EVERYTHING, MockLink, MockSocket, MockSockets};
+use crate::policy::Policy;
 use crate::sockets::{ForwardId, Readiness};
 use crate::wire::{
     EthernetHeader, Headers, Ipv4Header, Macs, Part, Sum, TcpFlags, TcpHeader, protocol,
@@ -56,8 +58,17 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(bounds: Bounds) -> Self {
+        Self::of(Config { bounds, ..Config::default() })
+    }
+
+    /// With this policy.
+    pub(crate) fn under(policy: Policy) -> Self {
+        Self::of(Config { policy: Arc::new(policy), ..Config::default() })
+    }
+
+    fn of(config: Config) -> Self {
         let forward = Forward { protocol: ForwardProtocol::Tcp, guest_port: 8080 };
-        let config = Config { bounds, forwards: vec![forward], ..Config::default() };
+        let config = Config { forwards: vec![forward], ..config };
         let macs = config.macs;
         let link = MockLink { room: usize::MAX, ..MockLink::default() };
         let sockets =

@@ -212,7 +212,7 @@ fn a_change_of_the_policy_ends_what_it_forbids() {
     use crate::policy::{Fallback, Policy};
     let mut world = World::new(Bounds::default());
     world.connect();
-    let policy = std::sync::Arc::new(Policy::new(Vec::new(), Fallback::Nothing).unwrap());
+    let policy = Arc::new(Policy::new(Vec::new(), Fallback::Nothing).unwrap());
     let mut io = Io { link: &mut world.link, sockets: &mut world.sockets };
     world.stack.set_policy(world.now, policy, &mut io);
     assert_eq!(world.one().flags, RST | ACK);
