@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 mod server;
 
 use std::io::Write as _;
@@ -35,6 +36,8 @@ struct Cli {
 enum Verb {
     /// Make the files of TLS and of tokens for one gateway
     GenerateCerts(GenerateCerts),
+    /// Make, list, use and delete sandboxes of a gateway that runs
+    Sandbox(client::Sandbox),
 }
 
 #[derive(Debug, clap::Args)]
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
     let done = match cli.verb {
         None => serve(cli.flags),
         Some(Verb::GenerateCerts(asked)) => generate(&asked),
+        Some(Verb::Sandbox(asked)) => client::run(asked),
     };
     match done {
         Ok(code) => code,

@@ -2,6 +2,7 @@
 //!
 //! Invariant: the address is bound before a driver is started, so that a second gateway touches nothing.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,7 +72,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let stopped = Arc::clone(&stop);
     let mut server =
         tokio::spawn(gateway.serve(listener, tls, async move { stopped.notified().await }));
-    tracing::info!(address = %config.bind, "serving");
+    tracing::info!(address = %SocketAddr::new(config.bind.ip(), port), "serving");
 
     compute.start_persisted_sandboxes(leaves_it).await?;
     let this = compute.clone();

@@ -62,6 +62,21 @@ pub(crate) fn guest_supervisor() -> Result<PathBuf> {
     })
 }
 
+/// Builds gateway, driver and supervisor as they are tested, and returns their paths in this order.
+pub(crate) fn control_plane() -> Result<[PathBuf; 3]> {
+    let names = ["openshell-gateway", "openshell-driver-vm", "openshell-supervisor"];
+    let packages = ["gateway", "gateway/driver", "guest"].map(package_at);
+    say::step("build gateway, driver and supervisor (static)", || {
+        let mut command = cargo("build");
+        command.args(["--profile", "tested", "--bins"]);
+        for package in packages {
+            command.args(["--package", &package?]);
+        }
+        let [gateway, driver, supervisor] = executables(&mut command, "bin", names)?;
+        Ok([gateway, driver, supervisor])
+    })
+}
+
 /// Builds an end-to-end test target of the package at `tests/` and returns the test program.
 pub(crate) fn end_to_end(target: &str) -> Result<PathBuf> {
     let package = package_at("tests")?;
@@ -117,18 +132,30 @@ fn cargo(verb: &str) -> Command {
 
 /// Runs cargo and returns the program that it says it built.
 fn executable(command: &mut Command, kind: &str, name: &str) -> Result<PathBuf> {
+    let [path] = executables(command, kind, [name])?;
+    Ok(path)
+}
+
+fn executables<const N: usize>(
+    command: &mut Command,
+    kind: &str,
+    names: [&str; N],
+) -> Result<[PathBuf; N]> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("`{name}` does not build");
+        bail!("`{}` does not build", names.join("`, `"));
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .find_map(|line| executable_of(line, kind, name))
-        .with_context(|| format!("cargo built no program `{name}`"))
+    let mut paths = names.map(|_| PathBuf::new());
+    for (name, path) in names.iter().zip(&mut paths) {
+        let found = text.lines().find_map(|line| executable_of(line, kind, name));
+        *path = found.with_context(|| format!("cargo built no program `{name}`"))?;
+    }
+    Ok(paths)
 }
 
 fn executable_of(line: &str, kind: &str, name: &str) -> Option<PathBuf> {

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod model;
+mod named;
 mod readiness;
 mod sweeps;
 

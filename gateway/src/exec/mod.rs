@@ -31,6 +31,10 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Events that the caller has not read.
 const EVENTS: usize = 16;
+/// What the SSH server may send before it is read, in bytes: the supervisor holds no more than that of a caller that does not read.
+const WINDOW: u32 = 256 << 10;
+/// Packets that are read and not yet taken.
+const PACKETS: usize = 8;
 /// Extended data of this kind is standard error (RFC 4254).
 const STDERR: u32 = 1;
 
@@ -85,6 +89,8 @@ async fn open(
     let config = client::Config {
         keepalive_interval: Some(KEEPALIVE),
         keepalive_max: 4,
+        window_size: WINDOW,
+        channel_buffer_size: PACKETS,
         ..client::Config::default()
     };
     let mut handle = client::connect_stream(Arc::new(config), relay, Client).await?;

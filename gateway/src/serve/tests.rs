@@ -1,5 +1,6 @@
 //! The services over real sockets, with a driver and a supervisor of the test.
 
+mod relays;
 mod tls;
 
 use std::net::SocketAddr;

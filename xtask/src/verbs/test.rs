@@ -58,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Level::Images => images(filter),
             Level::Net => net(filter),
             Level::Native => native(filter),
-            Level::Lab => linux(filter),
+            Level::Lab => linux(filter).and(sandboxes(filter)),
         };
         let verdict = match &outcome {
             Ok(()) => "ok".to_owned(),
@@ -158,13 +158,26 @@ fn native(filter: Option<&str>) -> Result<()> {
 }
 
 fn linux(filter: Option<&str>) -> Result<()> {
-    let fixtures = Fixtures::complete()?;
-    let program = binaries::end_to_end("linux")?;
+    guests(&binaries::end_to_end("linux")?, Fixtures::complete, filter)
+}
+
+fn sandboxes(filter: Option<&str>) -> Result<()> {
+    guests(&binaries::end_to_end("sandbox")?, Fixtures::for_sandboxes, filter)
+}
+
+fn guests(program: &Path, fixtures: fn() -> Result<Fixtures>, filter: Option<&str>) -> Result<()> {
+    // A lab that runs no test is not worth its boot.
+    if filter.is_some()
+        && !cmd::text(Command::new(program).arg("--list").args(filter))?.contains(": test")
+    {
+        return Ok(());
+    }
+    let fixtures = &fixtures()?;
     match host_refusal(&fixtures.path("openshell-vmm"))? {
-        None => on_host(&program, &fixtures, filter),
+        None => on_host(program, fixtures, filter),
         Some(reason) => {
             say::line(format_args!("Linux guests run in the lab: {reason}"));
-            in_lab(&program, &fixtures, filter)
+            in_lab(program, fixtures, filter)
         }
     }
 }

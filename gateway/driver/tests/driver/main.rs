@@ -4,6 +4,7 @@
 
 mod fixture;
 mod lifecycle;
+mod managed;
 mod processes;
 mod requests;
 mod scale;

@@ -160,20 +160,3 @@ async fn delete_error_does_not_resurrect_row_removed_by_watcher() {
     assert!(deleted.is_err());
     assert_eq!(core.row().await, None);
 }
-
-#[tokio::test]
-async fn require_persisted_sandbox_knows_rows_only() {
-    let core = Core::with(Provisioning).await;
-    assert!(core.compute.require_persisted_sandbox("a").await.is_ok());
-    let error = core.compute.require_persisted_sandbox("b").await.unwrap_err();
-    assert_eq!(error.code(), Code::NotFound);
-}
-
-#[test]
-fn sandbox_proto_terminating_detects_deleting_phase_and_deletion_timestamp() {
-    assert!(rules::is_terminating(&row("a", Deleting)));
-    let mut stamped = row("a", Ready);
-    stamped.meta_mut().deletion_timestamp_ms = 1;
-    assert!(rules::is_terminating(&stamped));
-    assert!(!rules::is_terminating(&row("a", Ready)));
-}

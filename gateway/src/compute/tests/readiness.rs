@@ -87,9 +87,6 @@ async fn later_driver_ready_without_session_does_not_repromote() {
 
 #[tokio::test]
 async fn phases_that_sessions_and_snapshots_do_not_leave() {
-    // deleting_ignores_supervisor_session, supervisor_session_change_is_noop_while_deleting,
-    // apply_sandbox_update_is_noop_while_deleting, stale_ready_snapshot_cannot_wake_stopped_sandbox,
-    // stopped_container_snapshot_cannot_error_stopped_sandbox
     for phase in [Deleting, Error, Stopped] {
         let mut core = Core::with(phase).await;
         let before = core.row().await;
@@ -178,18 +175,6 @@ async fn stale_main_process_exit_is_acknowledged_without_replacing_active_instan
 #[tokio::test]
 async fn missing_sandbox_main_process_exit_is_acknowledged() {
     Core::new().await.exit("i", 1).await;
-}
-
-#[tokio::test]
-async fn duplicate_main_process_exits_are_idempotent_and_conflicting_ones_acknowledged() {
-    let mut core = Core::with(Provisioning).await;
-    core.connect("i").await;
-    core.exit("i", 3).await;
-    let before = core.row().await;
-    for code in [3, 4] {
-        core.exit("i", code).await;
-        assert_eq!(core.row().await, before);
-    }
 }
 
 #[tokio::test]

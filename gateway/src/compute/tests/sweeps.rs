@@ -59,14 +59,6 @@ async fn start_persisted_sandboxes_marks_failed_start_as_error() {
 }
 
 #[tokio::test]
-async fn sweeps_skip_drivers_without_capability() {
-    let core = Core::with(Ready).await;
-    core.compute.start_persisted_sandboxes(false).await.unwrap();
-    core.compute.shutdown(false).await.unwrap();
-    assert!(core.fake.calls().is_empty());
-}
-
-#[tokio::test]
 async fn startup_sweep_rechecks_intent_after_acquiring_gate() {
     let core = Core::with(Provisioning).await;
     let gate = core.compute.0.gate("a").await;
@@ -91,19 +83,6 @@ async fn shutdown_stops_running_intent_without_changing_persisted_phase() {
     // The loops have ended: what the driver says of its stops is not written.
     core.compute.follow_driver().await;
     core.compute.reconcile_driver().await;
-}
-
-#[tokio::test]
-async fn shutdown_stop_sweep_continues_after_errors_and_bounds_concurrency() {
-    let core = Core::new().await;
-    for number in 0..40 {
-        core.add(&format!("s{number}"), Provisioning).await;
-    }
-    core.fake.refuse("stop", Status::internal("no"));
-    core.compute.shutdown(true).await.unwrap();
-    assert_eq!(core.fake.calls().len(), 40);
-    let busiest = core.fake.busiest.load(Ordering::SeqCst);
-    assert!((2..=16).contains(&busiest), "{busiest} at once");
 }
 
 #[tokio::test]

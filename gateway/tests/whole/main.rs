@@ -1,0 +1,9 @@
+//! The gateway's program and its client, with the driver and the supervisor as they are and machines that are stubs.
+
+#![cfg(test)]
+
+mod client;
+mod restarts;
+mod rig;
+mod scale;
+mod supervisor;
