@@ -76,7 +76,7 @@ impl Supervisor {
         };
         let tasks = vec![
             tokio::spawn(pushing),
-            tokio::spawn(ssh::serve(listener, context)),
+            tokio::spawn(async { ssh::serve(listener, context).await.expect("SSH is served") }),
             tokio::spawn(session.keep(ended)),
         ];
         Self { main, tasks, _end: end, _directory: directory }
