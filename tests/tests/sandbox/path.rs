@@ -23,7 +23,6 @@ fn much() -> usize {
 #[tokio::test]
 async fn a_sandbox_from_create_to_delete() {
     let rig = Rig::start().await;
-    let before = rig.left();
     let id = from_create_to_output(&rig).await;
     commands_end_as_they_do(&rig, &id).await;
     the_sandbox_is_as_promised(&rig, &id).await;
@@ -36,7 +35,7 @@ async fn a_sandbox_from_create_to_delete() {
     assert!(!rig.delete("work").await.unwrap(), "there is one no more");
     rig.until_gone("work").await;
     let after = rig.left();
-    assert_eq!((after.processes, after.files), (before.processes, before.files));
+    assert!(after.processes.is_empty() && after.files.is_empty(), "{after:#?}");
 }
 
 /// From the request to the first output of a command, by phases.
