@@ -130,7 +130,7 @@ const BY_ID: &str = "SELECT id, version, payload FROM objects WHERE kind = $1 AN
 const BY_NAME: &str = "SELECT id, version, payload FROM objects \
      WHERE kind = $1 AND workspace = $2 AND name = $3";
 const LIST: &str = "SELECT id, version, payload FROM objects WHERE kind = $1 AND \
-     ($2 = '' OR workspace = $2) ORDER BY workspace, name, id";
+     ($2 = '' OR workspace = $2)";
 const DELETE: &str = "DELETE FROM objects WHERE kind = $1 AND id = $2";
 
 type Row = (String, i64, Vec<u8>);
@@ -282,6 +282,8 @@ impl Store {
                 objects.push(object);
             }
         }
+        // Not by the database: each has an order of letters of its own.
+        objects.sort_by(|one, other| place(one).cmp(&place(other)));
         Ok(objects)
     }
 
@@ -311,6 +313,10 @@ impl Store {
             Pool::Postgres(pool) => pool.close().await,
         }
     }
+}
+
+fn place<T: Object>(object: &T) -> Option<(&str, &str, &str)> {
+    object.meta().map(|meta| (meta.workspace.as_str(), meta.name.as_str(), meta.id.as_str()))
 }
 
 async fn sqlite(url: &str) -> Result<SqlitePool, StoreError> {
