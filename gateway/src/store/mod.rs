@@ -339,7 +339,8 @@ async fn sqlite(url: &str) -> Result<SqlitePool, StoreError> {
     let pool = SqlitePoolOptions::new()
         // A database in memory lives in its one connection.
         .max_connections(if in_memory { 1 } else { 4 })
-        .min_connections(1)
+        // No connection is opened in advance: it would race with the first one for the lock that turning to WAL takes, for which
+        // SQLite does not wait.
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(PATIENCE);

@@ -1,6 +1,6 @@
 //! Many connections: idle ones cost little, those that lead nowhere hold up nobody.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
@@ -97,4 +97,15 @@ fn connections_that_lead_nowhere_hold_up_nobody() {
     drop(pending);
     let said = rig.end();
     assert!(Rig::counter(&said, "tcp_opened") >= 1000, "{said}");
+}
+
+#[test]
+fn a_limit_of_the_users_holds() {
+    let rig = Rig::with(&["--allow", "host", "--net-limit", "tcp-flows=4"]);
+    let (_listener, at) = rig.listen();
+    let standing: Vec<_> = (0..4).map(|_| rig.connect(at).unwrap()).collect();
+    assert_eq!(rig.connect(at).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    drop(standing);
+    let said = rig.end();
+    assert_eq!(Rig::counter(&said, "tcp_full"), 1, "{said}");
 }

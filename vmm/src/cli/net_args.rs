@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use openshell_vmm::config::failure::SpecError;
 use openshell_vmm::config::net::{self, MacAddress, Mtu, NetSpec, PublishSpec};
+use openshell_vmm::config::net_limits::NetLimit;
 
 /// Flags of the network.
 #[derive(Debug, Args)]
@@ -53,6 +54,9 @@ pub(super) struct NetArgs {
     /// Limit packets per second, each way
     #[arg(long, value_name = "N")]
     net_pps: Option<String>,
+    /// Keep more or less than usual: tcp-flows=4096; docs/networking.md has the names
+    #[arg(long, value_name = "NAME=VALUE")]
+    net_limit: Vec<String>,
 }
 
 impl NetArgs {
@@ -78,6 +82,11 @@ impl NetArgs {
             pcap: self.pcap,
             bw: self.net_bw.as_deref().map(NetSpec::parse_bw).transpose()?,
             pps: self.net_pps.as_deref().map(NetSpec::parse_pps).transpose()?,
+            limits: self
+                .net_limit
+                .iter()
+                .map(|text| NetLimit::parse(text))
+                .collect::<Result<_, _>>()?,
             ..NetSpec::default()
         })
     }

@@ -7,6 +7,7 @@ pub mod failure;
 pub mod kernel;
 pub mod lock;
 pub mod net;
+pub mod net_limits;
 pub mod net_plan;
 pub mod open;
 pub mod plan;

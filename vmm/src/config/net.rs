@@ -13,6 +13,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 
 use super::failure::SpecError;
+use super::net_limits::NetLimit;
 use super::spec::Bandwidth;
 use super::units::parse_size;
 
@@ -54,6 +55,8 @@ pub struct NetSpec {
     pub bw: Option<Bandwidth>,
     /// Packets per second, each way.
     pub pps: Option<u64>,
+    /// Bounds that are not the usual ones.
+    pub limits: Vec<NetLimit>,
     /// Features that a machine's network card does not offer.
     pub without: Vec<CardFeature>,
     /// Descriptors of its rings.
@@ -83,6 +86,7 @@ impl NetSpec {
             pcap: self.pcap.or(file.pcap),
             bw: self.bw.or(file.bw),
             pps: self.pps.or(file.pps),
+            limits: list(self.limits, file.limits),
             without: list(self.without, file.without),
             ring_size: self.ring_size.or(file.ring_size),
         }
@@ -467,6 +471,8 @@ struct Table {
     bw: Option<String>,
     pps: Option<u64>,
     #[serde(default)]
+    limits: Vec<String>,
+    #[serde(default)]
     without: Vec<String>,
     ring: Option<u16>,
 }
@@ -485,6 +491,9 @@ impl Table {
         ) -> Result<T, E> {
             read(text).map_err(|reason| E::custom(format!("{text}: {reason}")))
         }
+        let limit = |text: &str| {
+            NetLimit::read(text).map_err(|reason| E::custom(format!("{text}: {reason}")))
+        };
         let mtu = |bytes| Mtu::of(bytes).ok_or_else(|| E::custom(Mtu::EXPECTING));
         let ring_size = |number| RingSize::of(number).ok_or_else(|| E::custom(RingSize::EXPECTING));
         if self.pps == Some(0) {
@@ -506,6 +515,7 @@ impl Table {
             pcap: self.pcap,
             bw: self.bw.as_deref().map(|text| one(text, rate)).transpose()?,
             pps: self.pps,
+            limits: self.limits.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
             without: each(&self.without, CardFeature::read)?,
             ring_size: self.ring.map(ring_size).transpose()?,
         })
@@ -647,13 +657,16 @@ allow = ["private"]
 deny = ["192.0.2.0/24"]
 policy = "policy.toml"
 dns = ["192.0.2.1"]
+refuse = "icmp"
 resolv_conf = "resolv.conf"
+ipv6 = true
 mtu = 9000
 mac = "5a:94:ef:e4:0c:ee"
 log = "net.log"
 pcap = "out.pcap"
 bw = "1M"
 pps = 1000
+limits = ["tcp-flows=100"]
 without = ["mrg_rxbuf", "csum"]
 ring = 512
 "#;
@@ -668,12 +681,15 @@ ring = 512
             policy: Some("policy.toml".into()),
             dns: vec![NetSpec::parse_dns("192.0.2.1").unwrap()],
             resolv_conf: Some("resolv.conf".into()),
+            refuse: Some(RefuseBy::Icmp),
+            ipv6: true,
             mtu: Some(Mtu::parse("9000").unwrap()),
             mac: Some(MacAddress::GUEST),
             log: Some("net.log".into()),
             pcap: Some("out.pcap".into()),
             bw: Some(Bandwidth(1 << 20)),
             pps: Some(1000),
+            limits: vec![NetLimit::parse("tcp-flows=100").unwrap()],
             without: vec![CardFeature::MrgRxbuf, CardFeature::Csum],
             ring_size: Some(RingSize::parse("512").unwrap()),
         };
@@ -692,6 +708,8 @@ ring = 512
         for (text, want) in [
             ("net = \"tap\"", "unknown variant `tap`, expected `user` or `none`"),
             ("net = 3", "invalid type: integer `3`, expected \"user\", \"none\" or a table"),
+            ("[net]\nlimits = [\"flows\"]", "flows: a limit is NAME=VALUE"),
+            ("[net]\nrefuse = \"no\"", "no: none of reset, icmp, drop"),
             ("[net]\npublish = [\"80\"]", "80: two ports are needed: HOST:GUEST"),
             ("[net]\nmtu = 10", "an MTU is a number from 576 to 65520"),
             ("[net]\nring = 100", "a ring has 256, 512 or 1024 descriptors"),

@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use openshell_usernet::config::Bounds;
 use openshell_usernet::policy::{Action, Fallback, Policy, PolicyError, RefuseBy, Rule, RuleError};
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::net::{Mtu, NetSpec};
+use super::net_limits::NetLimit;
 use super::publish::{PublishError, PublishedPort, publish};
 use crate::explain::Explain;
 
@@ -35,6 +37,8 @@ pub struct HostPlan {
     pub resolvers: Resolvers,
     /// Whether the guest has IPv6 too.
     pub ipv6: bool,
+    /// What the stack keeps at most.
+    pub bounds: Bounds,
     /// Where frames are written.
     pub capture: Option<CaptureFiles>,
     /// Each way.
@@ -210,10 +214,17 @@ pub fn open(spec: &NetSpec) -> Result<HostPlan, NetPlanError> {
             Resolvers::These(spec.dns.clone())
         },
         ipv6: spec.ipv6,
+        bounds: bounds(&spec.limits),
         capture: spec.pcap.as_deref().map(capture).transpose()?,
         bytes_per_second: spec.bw.map(|rate| rate.0),
         packets_per_second: spec.pps,
     })
+}
+
+fn bounds(limits: &[NetLimit]) -> Bounds {
+    let mut bounds = Bounds::default();
+    limits.iter().for_each(|limit| limit.apply(&mut bounds));
+    bounds
 }
 
 /// A rule and where it stands.

@@ -43,6 +43,7 @@ impl Setup {
                 macs: Macs { guest: Mac(mac.0), ..defaults.macs },
                 v6: plan.ipv6.then(Places::unique_local),
                 policy: plan.policy,
+                bounds: plan.bounds,
                 search,
                 mtu: mtu.bytes(),
                 forwards: forwards.collect(),
