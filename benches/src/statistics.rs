@@ -6,12 +6,16 @@ use serde::{Deserialize, Serialize};
 
 /// What samples come to, in their own unit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names of statistics")]
 pub struct Summary {
+    /// How many samples.
     pub count: usize,
+    /// The smallest.
     pub min: f64,
+    /// The middle one.
     pub median: f64,
+    /// What 99 of 100 do not exceed.
     pub p99: f64,
+    /// The largest.
     pub max: f64,
     /// Median distance from the median.
     pub deviation: f64,

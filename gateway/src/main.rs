@@ -37,7 +37,7 @@ enum Verb {
     /// Make the files of TLS and of tokens for one gateway
     GenerateCerts(GenerateCerts),
     /// Make, list, use and delete sandboxes of a gateway that runs
-    Sandbox(client::Sandbox),
+    Sandbox(Box<client::Sandbox>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let done = match cli.verb {
         None => serve(cli.flags),
         Some(Verb::GenerateCerts(asked)) => generate(&asked),
-        Some(Verb::Sandbox(asked)) => client::run(asked),
+        Some(Verb::Sandbox(asked)) => client::run(*asked),
     };
     match done {
         Ok(code) => code,

@@ -91,6 +91,7 @@ const TABLE: &[Needs] = &[
             "libcap2-bin",
             "zstd",
             "openssl",
+            "postgresql",
         ],
         unpacked: &["linux-image-cloud-amd64"],
         cargo: &[],

@@ -130,7 +130,7 @@ const BY_ID: &str = "SELECT id, version, payload FROM objects WHERE kind = $1 AN
 const BY_NAME: &str = "SELECT id, version, payload FROM objects \
      WHERE kind = $1 AND workspace = $2 AND name = $3";
 const LIST: &str = "SELECT id, version, payload FROM objects WHERE kind = $1 AND \
-     ($2 = '' OR workspace = $2) ORDER BY workspace, name, id";
+     ($2 = '' OR workspace = $2)";
 const DELETE: &str = "DELETE FROM objects WHERE kind = $1 AND id = $2";
 
 type Row = (String, i64, Vec<u8>);
@@ -282,6 +282,8 @@ impl Store {
                 objects.push(object);
             }
         }
+        // Not by the database: each has an order of letters of its own.
+        objects.sort_by(|one, other| place(one).cmp(&place(other)));
         Ok(objects)
     }
 
@@ -313,6 +315,10 @@ impl Store {
     }
 }
 
+fn place<T: Object>(object: &T) -> Option<(&str, &str, &str)> {
+    object.meta().map(|meta| (meta.workspace.as_str(), meta.name.as_str(), meta.id.as_str()))
+}
+
 async fn sqlite(url: &str) -> Result<SqlitePool, StoreError> {
     let options = SqliteConnectOptions::from_str(url).map_err(StoreError::Open)?;
     let in_memory = url.contains(":memory:") || url.contains("mode=memory");
@@ -333,7 +339,8 @@ async fn sqlite(url: &str) -> Result<SqlitePool, StoreError> {
     let pool = SqlitePoolOptions::new()
         // A database in memory lives in its one connection.
         .max_connections(if in_memory { 1 } else { 4 })
-        .min_connections(1)
+        // No connection is opened in advance: it would race with the first one for the lock that turning to WAL takes, for which
+        // SQLite does not wait.
         .idle_timeout(None)
         .max_lifetime(None)
         .acquire_timeout(PATIENCE);

@@ -28,7 +28,7 @@ use tonic::transport::Channel;
 /// Nothing here takes longer on a machine that is not broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-const GATEWAY: &str = env!("CARGO_BIN_EXE_openshell-gateway");
+pub(crate) const GATEWAY: &str = env!("CARGO_BIN_EXE_openshell-gateway");
 
 /// Who may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

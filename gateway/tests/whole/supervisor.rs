@@ -76,7 +76,7 @@ impl Supervisor {
         };
         let tasks = vec![
             tokio::spawn(pushing),
-            tokio::spawn(async { ssh::serve(listener, context).await.expect("SSH is served") }),
+            tokio::spawn(async move { drop(ssh::serve(listener, context).await) }),
             tokio::spawn(session.keep(ended)),
         ];
         Self { main, tasks, _end: end, _directory: directory }

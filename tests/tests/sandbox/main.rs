@@ -4,6 +4,16 @@
 //! many seconds: a test asks as much of each as it can.
 
 #[cfg(test)]
+mod cycles;
+#[cfg(test)]
+mod ends;
+#[cfg(test)]
+mod managed;
+#[cfg(test)]
 mod path;
 #[cfg(test)]
+mod recovery;
+#[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod tokens;

@@ -25,6 +25,7 @@ const PACKAGES: [(&str, &[&str]); 13] = [
     ("guest/init", &["proto"]),
     ("proto", &[]),
     ("xtask", &[]),
+    ("tests/conformance", &["proto"]),
     ("tests", &["vmm", "vmm/usernet", "rootfs", "rootfs/ext4", "proto"]),
     ("benches", &["tests", "vmm", "vmm/usernet", "rootfs", "rootfs/ext4", "proto"]),
 ];

@@ -21,6 +21,8 @@ const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
 /// Benchmarks that boot no guest, and have nothing to do in the lab.
 const IMAGES: &str = "rootfs";
 const NETWORK: &str = "net";
+/// The control plane's own: it lies beside the gateway, whose program it runs.
+const GATEWAY: &str = "gateway";
 const DEADLINE: Duration = Duration::from_mins(60);
 const QEMU_FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 
@@ -49,6 +51,9 @@ enum Part {
 
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.name == GATEWAY {
+        return gateway(arguments);
+    }
     // Guest kernels take long to build: who boots none does without.
     let (in_lab, fixtures) = match arguments.name.as_str() {
         IMAGES => (false, Fixtures::with_rootfs()?),
@@ -89,6 +94,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         })?;
     }
     cmd::run(&mut here("report"))?;
+    say::line(format_args!("raw samples: {}", results.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gateway(arguments: &Arguments) -> Result<ExitCode> {
+    let results = cmd::target().join("bench").join(GATEWAY);
+    std::fs::create_dir_all(&results)
+        .with_context(|| format!("cannot make {}", results.display()))?;
+    for word in ["host", "report"] {
+        let mut command = cmd::cargo();
+        command.args(["bench", "--quiet", "--package", "openshell-gateway", "--bench", GATEWAY]);
+        command.args(["--", word]).args(&arguments.arguments).env(RESULTS, &results);
+        cmd::run(&mut command)?;
+    }
     say::line(format_args!("raw samples: {}", results.display()));
     Ok(ExitCode::SUCCESS)
 }

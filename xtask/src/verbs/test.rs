@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every test of the workspace, each on a machine that can run it.
 //!
-//! Five levels: `unit` needs no KVM; `images` needs packaged registries and image tools, and no
-//! KVM; `net` runs the network stack alone, with the host's kernel as its guest; `native` runs
+//! Five levels: `unit` needs no KVM; `images` needs packaged registries, image tools and a
+//! database, and no KVM; `net` runs the network stack alone, with the host's kernel as its guest; `native` runs
 //! bare-metal guests on the host's /dev/kvm; `lab` boots ordinary Linux guests, on the host where
 //! its KVM can do that and in the lab elsewhere.
 
@@ -107,6 +107,10 @@ fn images(filter: Option<&str>) -> Result<()> {
         command.args(filter).env(VARIABLE, fixtures.directory());
         say::step("run the tests of images", || cmd::run(&mut command))?;
     }
+    let mut database = cmd::cargo();
+    database.args(["test", "--package", "openshell-gateway", "--test", "postgres", "--"]);
+    database.args(filter);
+    say::step("run the tests of rows in Postgres", || cmd::run(&mut database))?;
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use openshell_proto::v1::{
     tcp_forward_init,
 };
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::Rig;
+use super::{PATIENCE, Rig};
 
 /// A main process that waits to be ended.
 const WAIT: &str = "while :; do sleep 3600; done";
@@ -152,7 +153,8 @@ impl Typing {
     /// Reads until standard output holds `text`.
     pub(crate) async fn wait_for(&mut self, text: &str) {
         while !self.said.text().contains(text) {
-            let event = self.events.message().await.unwrap();
+            let event = timeout(PATIENCE, self.events.message()).await;
+            let event = event.ok().and_then(|event| event.unwrap());
             let event = event.unwrap_or_else(|| panic!("no {text:?}: {:?}", self.said.text()));
             self.said.take(event);
         }

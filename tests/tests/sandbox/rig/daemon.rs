@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use openshell_tests::machine::fixture;
 use openshell_tests::signal;
 
 /// Between two looks at whether it has ended.
@@ -27,6 +28,8 @@ impl Daemon {
     ) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         let mut command = Command::new(program);
+        // A driver that a gateway starts has it from there.
+        command.env("OPENSHELL_VM_KERNEL", fixture("vmlinux-sandbox"));
         command.args(args).stdin(Stdio::null());
         command.stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), log: log.to_owned() }
@@ -44,8 +47,7 @@ impl Daemon {
     }
 
     /// Asks it to end and waits.
-    #[track_caller]
-    pub(crate) fn terminate(mut self, patience: Duration) -> ExitStatus {
+    pub(crate) async fn terminate(mut self, patience: Duration) -> ExitStatus {
         signal(self.pid(), 15).unwrap();
         let ends = Instant::now() + patience;
         loop {
@@ -53,7 +55,7 @@ impl Daemon {
                 return status;
             }
             assert!(Instant::now() < ends, "no end within {patience:?}: {}", self.log.display());
-            std::thread::sleep(LOOK);
+            tokio::time::sleep(LOOK).await;
         }
     }
 

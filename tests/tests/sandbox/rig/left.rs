@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Programs whose processes are looked for.
-const PROGRAMS: [&str; 2] = ["openshell-vmm", "openshell-rootfs"];
+const PROGRAMS: [&str; 3] = ["openshell-vmm", "openshell-rootfs", "openshell-driver-vm"];
 
 /// What there is of what a sandbox takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Left {
-    /// Processes of machines and of the image pipeline.
+    /// Processes of machines, of the image pipeline, and of a driver that the gateway has started.
     pub(crate) processes: Vec<String>,
     /// Descriptors of gateway and driver, by what they refer to, without those that name a number.
     pub(crate) descriptors: BTreeMap<String, usize>,
@@ -36,14 +36,23 @@ impl Left {
             files.extend(entries.map(|entry| entry.path()));
         }
         files.sort();
-        Self { processes: processes(), descriptors, files }
+        Self { processes: processes(servers), descriptors, files }
+    }
+
+    /// How many descriptors there are.
+    pub(crate) fn count(&self) -> usize {
+        self.descriptors.values().sum()
     }
 }
 
-/// Command lines of machines and of the image pipeline.
-fn processes() -> Vec<String> {
+/// Command lines of all others of these programs.
+fn processes(servers: &[u32]) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        if pid.is_some_and(|pid| servers.contains(&pid)) {
+            continue;
+        }
         let Ok(exe) = fs::read_link(entry.path().join("exe")) else { continue };
         let name = exe.file_name().map(|name| name.to_string_lossy().into_owned());
         if name.is_some_and(|name| PROGRAMS.iter().any(|program| name.starts_with(program))) {

@@ -6,6 +6,7 @@ mod calls;
 mod daemon;
 mod left;
 mod pki;
+mod wire;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -19,12 +20,17 @@ use tonic::{Code, Status};
 
 pub(crate) use calls::{Wanted, command};
 pub(crate) use daemon::Daemon;
-pub(crate) use left::Left;
-pub(crate) use pki::Pki;
+use left::Left;
+use pki::Pki;
+pub(crate) use wire::{Net, Wire};
 
 /// How long anything may take that a lab does while a machine boots in it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 const LOOK: Duration = Duration::from_millis(100);
+/// What a machine gets.
+const VCPUS: u32 = 1;
+const MEMORY_MIB: u32 = 256;
+const DISK_MIB: u32 = 256;
 /// What is shown of a log.
 const TAIL: usize = 60;
 
@@ -34,7 +40,7 @@ pub(crate) type Client = OpenShellClient<Channel>;
 /// Both programs and where they keep what they have.
 pub(crate) struct Rig {
     directory: tempfile::TempDir,
-    pub(crate) pki: Pki,
+    pki: Pki,
     /// Where the gateway listens, and where guests are told that it does.
     port: u16,
     guest_port: u16,
@@ -52,15 +58,40 @@ impl Rig {
 
     /// As [`Self::start`], with guests that dial another port than the gateway's.
     pub(crate) async fn start_at(port: u16, guest_port: u16) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let pki = Pki::make(&directory.path().join("pki"));
-        let client = client(&pki, "user", port);
-        let mut rig =
-            Self { directory, pki, port, guest_port, driver: None, gateway: None, client };
-        std::fs::write(rig.path("gateway.toml"), rig.configuration()).unwrap();
+        let mut rig = Self::new(port, guest_port);
+        let socket = rig.path("run/driver.sock");
+        rig.configure(&format!("socket_path = '{}'\n", socket.display()));
         rig.start_driver();
         rig.start_gateway().await;
         rig
+    }
+
+    /// A gateway that starts its driver itself.
+    pub(crate) async fn managed() -> Self {
+        let port = free_port();
+        let mut rig = Self::new(port, port);
+        let mut keys =
+            format!("vcpus = {VCPUS}\nmem_mib = {MEMORY_MIB}\noverlay_disk_mib = {DISK_MIB}\n");
+        for (key, path) in [
+            ("driver_dir", fixture("")),
+            ("state_dir", rig.path("state")),
+            ("guest_tls_ca", rig.pki.path("ca.crt")),
+            ("guest_tls_cert", rig.pki.path("guest/tls.crt")),
+            ("guest_tls_key", rig.pki.path("guest/tls.key")),
+        ] {
+            keys.push_str(&format!("{key} = '{}'\n", path.display()));
+        }
+        keys.push_str(&format!("default_image = '{}'\n", image()));
+        rig.configure(&keys);
+        rig.start_gateway().await;
+        rig
+    }
+
+    fn new(port: u16, guest_port: u16) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = Pki::make(&directory.path().join("pki"));
+        let client = client(&pki, "client", port);
+        Self { directory, pki, port, guest_port, driver: None, gateway: None, client }
     }
 
     /// A path in the rig's directory.
@@ -79,16 +110,15 @@ impl Rig {
         let args = [
             ("--bind-socket", text(self.path("run/driver.sock"))),
             ("--openshell-endpoint", format!("https://127.0.0.1:{}", self.guest_port)),
-            ("--default-image", format!("oci:{}:image", text(fixture("oci")))),
+            ("--default-image", image()),
             ("--state-dir", text(self.path("state"))),
             ("--runtime-dir", text(fixture(""))),
-            ("--kernel", text(fixture("vmlinux-sandbox"))),
             ("--guest-tls-ca", text(self.pki.path("ca.crt"))),
-            ("--guest-tls-cert", text(self.pki.path("guest.crt"))),
-            ("--guest-tls-key", text(self.pki.path("guest.key"))),
-            ("--vcpus", "1".into()),
-            ("--mem-mib", "256".into()),
-            ("--overlay-disk-mib", "256".into()),
+            ("--guest-tls-cert", text(self.pki.path("guest/tls.crt"))),
+            ("--guest-tls-key", text(self.pki.path("guest/tls.key"))),
+            ("--vcpus", VCPUS.to_string()),
+            ("--mem-mib", MEMORY_MIB.to_string()),
+            ("--overlay-disk-mib", DISK_MIB.to_string()),
         ];
         let mut words = vec!["--allow-same-uid-peer".to_owned()];
         words.extend(args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
@@ -110,25 +140,35 @@ impl Rig {
         }
     }
 
-    fn configuration(&self) -> String {
+    /// Writes the gateway's configuration; `driver` is what it says about the driver.
+    fn configure(&self, driver: &str) {
         let pki = |name: &str| self.pki.path(name).display().to_string();
-        format!(
+        let text = format!(
             "[openshell]\nversion = 1\n\
              [openshell.gateway]\nbind_address = '127.0.0.1:{port}'\ncompute_drivers = ['vm']\n\
              db_url = 'sqlite:{database}?mode=rwc'\n\
              [openshell.gateway.tls]\ncert_path = '{cert}'\nkey_path = '{key}'\nclient_ca_path = '{ca}'\n\
              [openshell.gateway.mtls_auth]\nenabled = true\n\
-             [openshell.gateway.gateway_jwt]\nsigning_key_path = '{signing}'\nkid_path = '{kid}'\ngateway_id = 'lab'\n\
-             [openshell.drivers.vm]\nsocket_path = '{socket}'\n",
+             [openshell.drivers.vm]\n{driver}",
             port = self.port,
             database = self.path("gateway.db").display(),
-            cert = pki("server.crt"),
-            key = pki("server.key"),
+            cert = pki("server/tls.crt"),
+            key = pki("server/tls.key"),
             ca = pki("ca.crt"),
-            signing = pki("signing.pem"),
-            kid = pki("kid"),
-            socket = self.path("run/driver.sock").display(),
-        )
+        );
+        std::fs::write(self.path("gateway.toml"), text).unwrap();
+    }
+
+    /// What there is on this machine of what sandboxes take.
+    pub(crate) fn left(&self) -> Left {
+        let servers: Vec<u32> =
+            [&self.gateway, &self.driver].into_iter().flatten().map(Daemon::pid).collect();
+        Left::now(&servers, &self.path("state"))
+    }
+
+    /// The process of a sandbox's machine, if there is one.
+    pub(crate) fn machine(&self, id: &str) -> Option<u32> {
+        left::machine_of(&self.sandbox(id))
     }
 
     /// A user's client. It connects again by itself.
@@ -234,6 +274,16 @@ pub(crate) fn say(text: &str) {
     drop(writeln!(std::io::stderr(), "{text}"));
 }
 
+/// The image of all sandboxes, as the operator names it.
+fn image() -> String {
+    format!("oci:{}:image", fixture("oci").display())
+}
+
+/// Whether guests run inside the lab, where everything takes many times as long.
+pub(crate) fn in_lab() -> bool {
+    std::env::var_os("OPENSHELL_VMM_LAB").is_some()
+}
+
 /// The phase of a row.
 pub(crate) fn phase(row: &Sandbox) -> SandboxPhase {
     row.status.as_ref().map_or(SandboxPhase::Unspecified, |status| status.phase())
@@ -258,8 +308,8 @@ pub(crate) fn free_port() -> u16 {
 }
 
 fn client(pki: &Pki, name: &str, port: u16) -> Client {
-    let identity =
-        Identity::from_pem(pki.read(&format!("{name}.crt")), pki.read(&format!("{name}.key")));
+    let file = |file: &str| pki.read(&format!("{name}/{file}"));
+    let identity = Identity::from_pem(file("tls.crt"), file("tls.key"));
     let tls = ClientTlsConfig::new()
         .ca_certificate(Certificate::from_pem(pki.read("ca.crt")))
         .domain_name("localhost")

@@ -1,14 +1,9 @@
-//! Certificates and keys of one run: an authority, the gateway's, the user's and the guests' certificates, the key of tokens.
+//! Certificates and keys of one run, as `openshell-gateway generate-certs` makes them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ED25519,
-};
-
-/// Names under which the gateway is reached: by users, and from guests.
-const GATEWAY_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "host.openshell.internal"];
+use openshell_tests::machine::fixture;
 
 /// The files, below one directory.
 #[derive(Debug)]
@@ -19,30 +14,11 @@ pub(crate) struct Pki {
 impl Pki {
     /// Makes all of them in `directory`.
     pub(crate) fn make(directory: &Path) -> Self {
-        let pki = Self { directory: directory.to_owned() };
-        std::fs::create_dir_all(directory).unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "authority");
-        let key = KeyPair::generate().unwrap();
-        pki.write("ca.crt", &params.self_signed(&key).unwrap().pem());
-        let authority = Issuer::new(params, key);
-        for (name, names, purpose) in [
-            ("server", &GATEWAY_NAMES[..], ExtendedKeyUsagePurpose::ServerAuth),
-            ("user", &[], ExtendedKeyUsagePurpose::ClientAuth),
-            ("guest", &[], ExtendedKeyUsagePurpose::ClientAuth),
-        ] {
-            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-            let mut params = CertificateParams::new(names).unwrap();
-            params.distinguished_name.push(DnType::CommonName, name);
-            params.extended_key_usages = vec![purpose];
-            let key = KeyPair::generate().unwrap();
-            pki.write(&format!("{name}.crt"), &params.signed_by(&key, &authority).unwrap().pem());
-            pki.write(&format!("{name}.key"), &key.serialize_pem());
-        }
-        pki.write("signing.pem", &KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_pem());
-        pki.write("kid", "lab");
-        pki
+        let mut generate = Command::new(fixture("openshell-gateway"));
+        let made = generate.args(["generate-certs", "--output-dir"]).arg(directory).output();
+        let made = made.unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        Self { directory: directory.to_owned() }
     }
 
     /// The path of a file.
@@ -53,9 +29,5 @@ impl Pki {
     /// What is in a file.
     pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.path(name), text).unwrap();
     }
 }
