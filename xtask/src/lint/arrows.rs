@@ -13,7 +13,7 @@ use super::sources;
 use crate::{binaries, cmd};
 
 /// A package, by its directory, and the packages of ours that it may link.
-const PACKAGES: [(&str, &[&str]); 13] = [
+const PACKAGES: [(&str, &[&str]); 14] = [
     ("vmm", &["vmm/usernet"]),
     ("vmm/usernet", &[]),
     ("rootfs", &["rootfs/ext4"]),
