@@ -52,13 +52,21 @@ pub(crate) fn rootfs() -> Result<PathBuf> {
     })
 }
 
-/// Builds the supervisor of sandboxes and returns its path.
-pub(crate) fn guest_supervisor() -> Result<PathBuf> {
-    let package = package_at("guest")?;
-    say::step("build openshell-supervisor (static, release)", || {
+/// Builds what sandboxes need besides the machine, for release: gateway, driver, supervisor and `openshell-rootfs`, in this order.
+pub(crate) fn released() -> Result<[PathBuf; 4]> {
+    say::step("build gateway, driver, supervisor and openshell-rootfs (static, release)", || {
         let mut command = cargo("build");
-        command.args(["--release", "--package", &package, "--bin", "openshell-supervisor"]);
-        executable(&mut command, "bin", "openshell-supervisor")
+        command.args(["--release", "--bins"]);
+        for directory in ["gateway", "gateway/driver", "guest", "rootfs"] {
+            command.args(["--package", &package_at(directory)?]);
+        }
+        let names = [
+            "openshell-gateway",
+            "openshell-driver-vm",
+            "openshell-supervisor",
+            "openshell-rootfs",
+        ];
+        executables(&mut command, "bin", names)
     })
 }
 

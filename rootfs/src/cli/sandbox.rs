@@ -57,9 +57,13 @@ fn given(texts: &[String]) -> Result<Vec<GivenFile>> {
     texts.iter().map(read).collect()
 }
 
-/// Disks of sandboxes differ from each other: they are named by where and when they were made.
+/// Disks of sandboxes differ from each other: they are named by where and when they were made. For releases, which are to be the same
+/// whenever they are made, `SOURCE_DATE_EPOCH` takes the place of the time.
 fn identity(output: &std::path::Path) -> Identity {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let now = std::env::var("SOURCE_DATE_EPOCH").unwrap_or_else(|_| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        now.as_nanos().to_string()
+    });
     let digest = Digest::sha256(format!("{}\n{now}", output.display()).as_bytes());
     Identity::from_digest(&digest.bytes32())
 }

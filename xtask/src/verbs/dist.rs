@@ -5,7 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
-use crate::{binaries, cmd, kernel, say};
+use crate::{binaries, cmd, fixtures, kernel, say};
 
 /// Runs the verb: `target/dist/openshell-vmm-VERSION-x86_64-linux.tar.gz` and its checksum.
 pub(crate) fn run() -> Result<ExitCode> {
@@ -18,8 +18,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     std::fs::create_dir_all(&place)?;
     copy(&binaries::vmm()?, &place.join("openshell-vmm"))?;
-    copy(&binaries::guest_init()?, &place.join("openshell-init"))?;
-    copy(&binaries::guest_supervisor()?, &place.join("openshell-supervisor"))?;
+    let init = binaries::guest_init()?;
+    let [gateway, driver, supervisor, rootfs] = binaries::released()?;
+    for program in [&init, &gateway, &driver, &supervisor, &rootfs] {
+        copy(program, &place.join(program.file_name().context("a program has a name")?))?;
+    }
+    fixtures::tools_disk(&rootfs, [&init, &supervisor], &place.join("tools.ext4"))?;
     copy(&kernel::build(kernel::Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
     for text in ["LICENSE", "README.md", "CHANGELOG.md"] {
         let from = cmd::workspace().join(text);
