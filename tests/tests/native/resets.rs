@@ -1,6 +1,8 @@
 //! Resets while requests are under way: nothing is left behind, in the guest's memory or in the process, however many there are.
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::time::{Duration, Instant};
 
 use openshell_tests::bare::Script;
 use openshell_tests::bare::virtio::register::STATUS;
@@ -13,6 +15,8 @@ use crate::places::{BUFFERS, ring};
 /// The last operations of a script.
 type Ending = fn(&mut Script) -> &mut Script;
 
+/// For a thread to run for the first time, on a busy machine.
+const SETTLING: Duration = Duration::from_secs(30);
 const TURNS: u64 = 1000;
 const REQUESTS: u16 = 16;
 const DATA_BYTES: u32 = 4096;
@@ -51,13 +55,27 @@ fn holdings(running: &Running) -> (Vec<String>, Vec<String>) {
     (threads, running.descriptors())
 }
 
+/// The same, once every thread has taken its own name: until it first runs, one has the name of whoever started it.
+fn settled(running: &Running) -> (Vec<String>, Vec<String>) {
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        let found = holdings(running);
+        let names: BTreeSet<_> = found.0.iter().collect();
+        if names.len() == found.0.len() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "threads of one name: {:?}", found.0);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Waits for the two pauses of a script and compares what the process holds.
 pub(crate) fn compare(guest: &Guest, mut running: Running) {
     running.wait_for("before\n");
-    let (before, memory_before) = (holdings(&running), running.own_memory_kib());
+    let (before, memory_before) = (settled(&running), running.own_memory_kib());
     running.type_bytes(b".");
     running.wait_for("after\n");
-    let after = holdings(&running);
+    let after = settled(&running);
     assert_eq!(before, after);
     let grown_kib = running.own_memory_kib().saturating_sub(memory_before);
     assert!(memory_before > 0 && grown_kib < 1024, "{memory_before} KiB, then {grown_kib} more");
