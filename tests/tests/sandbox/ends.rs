@@ -21,10 +21,12 @@ pub(crate) async fn of_a_machine(rig: &Rig, name: &str, id: &str) {
 
 /// A main process that is killed, and one that ends by itself.
 pub(crate) async fn of_a_main_process(rig: &Rig) {
-    let id = id(&rig.create("killed", Wanted::default()).await.unwrap());
+    let script = "echo $$ >pid; while :; do sleep 3600; done";
+    let wanted = Wanted { script, ..Wanted::default() };
+    let id = id(&rig.create("killed", wanted).await.unwrap());
     rig.until_phase("killed", SandboxPhase::Ready).await;
     // The command may lose its connection before it has said how it ended.
-    drop(rig.shell(&id, "kill -9 $(pgrep -o -u sandbox sh)").await);
+    drop(rig.shell(&id, "kill -9 $(cat pid)").await);
     ended(rig, "killed", 137).await;
     let wanted = Wanted { script: "sleep 1; exit 3", ..Wanted::default() };
     rig.create("short", wanted).await.unwrap();
