@@ -23,6 +23,14 @@ use crate::resolve::{Missing, ResolveError, Resolver};
 /// The largest account file that is edited, in bytes.
 const ACCOUNTS_MAX: u64 = 1 << 20;
 
+const PASSWD: &str = "etc/passwd";
+const GROUP: &str = "etc/group";
+
+/// Whether most images get a version of their own of a layer's file at this path.
+pub(crate) fn edits(path: &[u8]) -> bool {
+    [PASSWD, GROUP].iter().any(|edited| edited.as_bytes() == path)
+}
+
 /// The user that sandboxes run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -238,12 +246,11 @@ impl<'a> Editor<'a> {
 
     fn add_user(&mut self, user: &User, contents: &dyn Contents) -> Result<(), LayoutError> {
         let User { name, uid, gid, home } = user;
-        let group = self.account("etc/group", name, contents, Some("root:x:0:\n"), || {
-            format!("{name}:x:{gid}:\n")
-        })?;
+        let group = self
+            .account(GROUP, name, contents, Some("root:x:0:\n"), || format!("{name}:x:{gid}:\n"))?;
         let gid = group.and_then(|line| number_in(&line, 2)).unwrap_or(*gid);
         let root = Some("root:x:0:0:root:/root:/bin/sh\n");
-        let account = self.account("etc/passwd", name, contents, root, || {
+        let account = self.account(PASSWD, name, contents, root, || {
             format!("{name}:x:{uid}:{gid}:{name}:{home}:/bin/sh\n")
         })?;
         let own = account.as_ref();

@@ -18,6 +18,7 @@ pub mod limits;
 pub mod manifest;
 pub mod merge;
 pub mod path;
+pub mod pieces;
 mod platform;
 pub mod progress;
 pub mod reference;

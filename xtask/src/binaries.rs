@@ -52,6 +52,15 @@ pub(crate) fn rootfs() -> Result<PathBuf> {
     })
 }
 
+/// Builds the command `openshell-rootfs` as it is delivered and returns its path.
+pub(crate) fn rootfs_release() -> Result<PathBuf> {
+    say::step("build openshell-rootfs (static, release)", || {
+        let mut command = cargo("build");
+        command.args(["--release", "--package", "openshell-rootfs", "--bin", "openshell-rootfs"]);
+        executable(&mut command, "bin", "openshell-rootfs")
+    })
+}
+
 /// Builds what sandboxes need besides the machine, for release: gateway, driver, supervisor and `openshell-rootfs`, in this order.
 pub(crate) fn released() -> Result<[PathBuf; 4]> {
     say::step("build gateway, driver, supervisor and openshell-rootfs (static, release)", || {

@@ -86,6 +86,8 @@ const TABLE: &[Needs] = &[
             "docker-registry",
             "skopeo",
             "umoci",
+            "podman",
+            "crun",
             "mmdebstrap",
             "attr",
             "libcap2-bin",

@@ -22,5 +22,5 @@ pub use check::Report;
 pub use checksum::Checksums;
 pub use read::{Fault, Image, Input, Place, ReadError};
 pub use tree::{Contents, FileData, NodeId, Tree};
-pub use write::{Identity, Options, Output, Profile, Summary, WriteError, write};
+pub use write::{Identity, Laid, Options, Output, Profile, Summary, WriteError, write};
 pub use xattr::XattrError;

@@ -20,7 +20,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 
 use crate::format::{BLOCK, BLOCKS_MAX};
-use crate::tree::{Contents, NodeId, Tree};
+use crate::tree::{ContentId, Contents, NodeId, Tree};
 use crate::xattr::XattrError;
 
 /// Why there is no image.
@@ -88,6 +88,8 @@ pub enum WriteError {
 pub enum Profile {
     /// Never written again: no journal, no free blocks, as many inodes as there are nodes; kernels refuse to write to it.
     Base,
+    /// As [`Base`](Self::Base), around data that has its place already.
+    Around(Laid),
     /// A disk to write on: journal, everything that is not used yet left unwritten.
     ReadWrite {
         /// Its size, of which the last part of a block is not used. At most 16 TiB.
@@ -95,6 +97,23 @@ pub enum Profile {
         /// Inodes that it has at least, if one for 16 KiB is not more.
         inodes: u32,
     },
+}
+
+/// A source whose bytes are those of the image: what stands at one of these places in the source stands there in the image too.
+///
+/// A file all of whose pieces lie in it, block by block, keeps them there; others are placed behind it. It may be written around
+/// while the source is the very file that becomes the image, and is copied otherwise: the images are equal, provided that every
+/// block of the source that is not zero belongs to a file that keeps its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Laid {
+    /// The source.
+    pub id: ContentId,
+    /// Its first byte that is laid: a multiple of 4,096 that leaves room for the superblock and the group descriptors.
+    pub start: u64,
+    /// The byte behind its last one: a multiple of 4,096.
+    pub end: u64,
+    /// Whether the output holds the bytes already.
+    pub is_written: bool,
 }
 
 /// What makes an image this one: derived from a digest, so that equal images come out equal.
@@ -158,6 +177,11 @@ pub struct Summary {
 pub trait Output: Sync {
     /// Makes it empty and then this long.
     fn reset(&self, size_bytes: u64) -> io::Result<()>;
+    /// Makes it this long, and leaves what it holds: only asked for around data that is written.
+    fn extend(&self, size_bytes: u64) -> io::Result<()> {
+        let _ = size_bytes;
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Writes all bytes at `offset`. Called from several threads at once.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 }
@@ -165,6 +189,10 @@ pub trait Output: Sync {
 impl Output for File {
     fn reset(&self, size_bytes: u64) -> io::Result<()> {
         self.set_len(0)?;
+        self.set_len(size_bytes)
+    }
+
+    fn extend(&self, size_bytes: u64) -> io::Result<()> {
         self.set_len(size_bytes)
     }
 

@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::source::Plan;
 
 /// The version of the bytes that are made of the same layers. It changes when the merge, the layout or the writer does.
-const LAYOUT: &str = "openshell-rootfs image 1";
+const LAYOUT: &str = "openshell-rootfs image 2";
 
 impl Builder<'_> {
     /// The key of an image.

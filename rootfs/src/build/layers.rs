@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::{BuildError, Builder};
+use super::{BuildError, Builder, laid};
 use crate::cache::StagedPack;
 use crate::layer::{self, Budget, Layer, LayerError, LayerSource, PackWriter};
 use crate::progress::{Phase, Progress};
@@ -75,9 +75,10 @@ impl Reading<'_> {
         if let Some(layer) = cache.layer(diff_id) {
             return self.cached(at, source, budget, layer);
         }
-        let (staged, pack) = cache.stage_layer(diff_id, lock)?;
-        let layer = self.read(at, source, budget, pack)?;
-        staged.write_index(&layer)?;
+        let (mut staged, pack) = cache.stage_layer(diff_id, lock)?;
+        let pack = if laid::layer(self.plan) == Some(at) { pack.with_sums() } else { pack };
+        let mut layer = self.read(at, source, budget, pack)?;
+        staged.write_index(&mut layer)?;
         self.progress.layer_done(at, false);
         Ok((layer, Some(staged)))
     }

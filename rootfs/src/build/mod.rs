@@ -5,6 +5,7 @@
 //! look into the cache to that moment, so that one image is made once.
 
 mod key;
+mod laid;
 mod layers;
 mod news;
 mod seal;
@@ -16,6 +17,7 @@ use std::num::NonZero;
 use std::path::Path;
 use std::thread;
 
+use openshell_ext4::Laid;
 use openshell_ext4::tree::{ContentId, Contents, Tree};
 
 use crate::cache::{Cache, CacheError, Cached, LayerRecord, Lock};
@@ -93,6 +95,8 @@ pub struct Builder<'a> {
 struct Merged {
     tree: Tree,
     packs: Packs,
+    /// The data that the image is made around.
+    laid: Option<Laid>,
     layers: Vec<LayerRecord>,
     identity: Digest,
 }
@@ -106,12 +110,15 @@ impl Packs {
         self.0.push(pack);
         ContentId(u32::try_from(self.0.len() - 1).expect("fewer layers and additions than 2^32"))
     }
+
+    fn find(&self, id: ContentId) -> Option<&Pack> {
+        usize::try_from(id.0).ok().and_then(|at| self.0.get(at))
+    }
 }
 
 impl Contents for Packs {
     fn read_at(&self, id: ContentId, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let pack = usize::try_from(id.0).ok().and_then(|at| self.0.get(at));
-        pack.ok_or(io::ErrorKind::NotFound)?.read_at(offset, into)
+        self.find(id).ok_or(io::ErrorKind::NotFound)?.read_at(offset, into)
     }
 }
 
@@ -201,10 +208,16 @@ impl<'a> Builder<'a> {
         let mut records = Vec::new();
         let first = layers.first().map(|layer| layer.digest.clone());
         let identity = plan.identity.clone().or(first).unwrap_or_else(|| Digest::sha256(b""));
-        for layer in layers {
+        let around = laid::layer(plan);
+        let mut laid = None;
+        for (at, layer) in layers.into_iter().enumerate() {
             let (diff_id, raw_bytes) = (layer.diff_id, layer.raw_bytes);
             records.push(LayerRecord { diff_id, raw_bytes });
-            merge.apply(packs.add(layer.pack), layer.entries)?;
+            let pack = packs.add(layer.pack);
+            if around == Some(at) {
+                laid = packs.find(pack).and_then(|found| laid::place(pack, found));
+            }
+            merge.apply(pack, layer.entries)?;
         }
         let mut tree = merge.finish();
         let mut editor = Editor::new(&mut tree, self.limits);
@@ -214,7 +227,7 @@ impl<'a> Builder<'a> {
             let file = file.map_err(store("read", &addition.source))?;
             editor.add(addition, packs.add(Pack::open(file, addition.length)))?;
         }
-        Ok(Merged { tree, packs, layers: records, identity })
+        Ok(Merged { tree, packs, laid, layers: records, identity })
     }
 }
 

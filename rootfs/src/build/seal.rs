@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,9 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use openshell_ext4::tree::Contents;
 use openshell_ext4::{Identity, Image, Options, Profile, Summary, Tree};
 
-use super::{BuildError, Builder, Merged, store};
+use super::{BuildError, Builder, Merged, laid, store};
 use crate::cache::{Cached, Record, SCHEMA, StagedPack};
-use crate::digest::{Algorithm, Digest, Hasher};
+use crate::digest::Digest;
+use crate::pieces;
 use crate::progress::{Phase, Progress};
 use crate::source::Plan;
 
@@ -21,6 +21,14 @@ use crate::source::Plan;
 pub struct Disk {
     /// Its size in bytes; without one, a quarter more than its files and at least 256 MiB more.
     pub size_bytes: Option<u64>,
+}
+
+impl Merged {
+    /// The digests of what was written before the image was.
+    fn sums(&self, profile: Profile) -> Option<&pieces::PieceSums> {
+        let Profile::Around(laid) = profile else { return None };
+        self.packs.find(laid.id)?.sums()
+    }
 }
 
 impl Builder<'_> {
@@ -33,18 +41,26 @@ impl Builder<'_> {
         progress: &dyn Progress,
     ) -> Result<Cached, BuildError> {
         let staging = self.cache.stage()?;
+        let path = staging.path().join("rootfs.ext4");
+        let profile = adopt(merged, &staged, &path);
+        // The one that becomes the image is published when it is complete.
+        let mut staged = staged;
+        let adopted: Vec<StagedPack> =
+            staged.extract_if(.., |pack| adopts(profile, merged, pack)).collect();
         // Layers get their place while the image is written: both wait for the same disk, and neither for the other.
+        let publish = |packs: Vec<StagedPack>| {
+            packs.into_iter().try_for_each(|pack| self.cache.publish_layer(pack))
+        };
         let (layers, sealed) = thread::scope(|scope| {
-            let publish =
-                move || staged.into_iter().try_for_each(|pack| self.cache.publish_layer(pack));
-            let layers =
-                thread::Builder::new().name("layers".to_owned()).spawn_scoped(scope, publish);
-            let sealed = self.seal(key, merged, &staging.path().join("rootfs.ext4"), progress);
+            let thread = thread::Builder::new().name("layers".to_owned());
+            let layers = thread.spawn_scoped(scope, || publish(staged));
+            let sealed = self.seal(key, merged, &path, profile, progress);
             let layers = layers.map_err(BuildError::Thread);
             (layers.map(|thread| thread.join().expect("publishing does not panic")), sealed)
         });
         layers??;
-        let (summary, sha256) = sealed?;
+        let (summary, pieces_sha256) = sealed?;
+        publish(adopted)?;
         progress.phase(Phase::Publish);
         if let Some(config) = &plan.config {
             staging.write("config.json", config)?;
@@ -58,7 +74,7 @@ impl Builder<'_> {
             identity: merged.identity.clone(),
             layers: merged.layers.clone(),
             bytes: summary.size_bytes,
-            sha256,
+            pieces_sha256,
             nodes: merged.tree.len() as u64,
             raw_bytes: merged.layers.iter().map(|layer| layer.raw_bytes).sum(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
@@ -66,26 +82,32 @@ impl Builder<'_> {
         Ok(self.cache.publish(staging, record)?)
     }
 
-    /// Writes a read-only image to a new file, syncs and hashes it.
+    /// Writes a read-only image to a new file, or around the data in one that is there; syncs and hashes it.
     fn seal(
         &self,
         key: &Digest,
         merged: &Merged,
         path: &Path,
+        profile: Profile,
         progress: &dyn Progress,
     ) -> Result<(Summary, Digest), BuildError> {
         progress.phase(Phase::Write);
-        let file = File::options().read(true).write(true).create_new(true).open(path);
+        let is_there = matches!(profile, Profile::Around(laid) if laid.is_written);
+        let file = File::options().read(true).write(true).create_new(!is_there).open(path);
         let file = file.map_err(store("make", path))?;
-        let summary = self.write(&merged.tree, &merged.packs, &file, Profile::Base, key)?;
+        let summary = self.write(&merged.tree, &merged.packs, &file, profile, key)?;
         progress.phase(Phase::Verify);
-        // The processor hashes while the disk is busy.
+        let known = is_there.then(|| merged.sums(profile)).flatten();
+        // Processors check and hash while the disk is busy.
         let (synced, sha256) = thread::scope(|scope| {
             let sync = thread::Builder::new().name("sync".to_owned());
             let synced = sync.spawn_scoped(scope, || file.sync_data());
-            let checked = check(&file);
-            let sha256 = hash(&file, summary.size_bytes);
+            let checking = thread::Builder::new().name("check".to_owned());
+            let checked = checking.spawn_scoped(scope, || check(&file));
+            let sha256 = pieces::sum(&file, summary.size_bytes, known);
             let synced = synced.map(|thread| thread.join().expect("syncing does not panic"));
+            let checked = checked.map_err(BuildError::Thread);
+            let checked = checked.and_then(|it| it.join().expect("checking does not panic"));
             (synced, checked.map(|()| sha256))
         });
         synced.map_err(BuildError::Thread)?.map_err(store("sync", path))?;
@@ -127,6 +149,26 @@ impl Builder<'_> {
     }
 }
 
+/// How the image is written. Its data is there already when `path` can be a second name for the pack of a layer that was read just now.
+fn adopt(merged: &Merged, staged: &[StagedPack], path: &Path) -> Profile {
+    let Some(mut laid) = merged.laid else { return Profile::Base };
+    let pack = merged.packs.find(laid.id);
+    if pack.is_some_and(|pack| laid::is_all_live(&merged.tree, &laid, pack)) {
+        let at = usize::try_from(laid.id.0).ok();
+        let layer = at.and_then(|at| merged.layers.get(at));
+        let found = layer.and_then(|layer| staged.iter().find(|it| *it.diff_id() == layer.diff_id));
+        laid.is_written = found.is_some_and(|staged| staged.link(path).is_ok());
+    }
+    Profile::Around(laid)
+}
+
+/// Whether this is the layer whose file becomes the image.
+fn adopts(profile: Profile, merged: &Merged, staged: &StagedPack) -> bool {
+    let Profile::Around(laid) = profile else { return false };
+    let layer = usize::try_from(laid.id.0).ok().and_then(|at| merged.layers.get(at));
+    laid.is_written && layer.is_some_and(|layer| layer.diff_id == *staged.diff_id())
+}
+
 /// Derives every checksum of an image again.
 fn check(file: &File) -> Result<(), BuildError> {
     let report = Image::open(file).and_then(|image| image.check()).map_err(BuildError::Check)?;
@@ -148,20 +190,11 @@ fn used_by(tree: &Tree) -> u64 {
     used
 }
 
-/// The digest of a file's first `length` bytes.
+/// What stands for a file's first `length` bytes in the record of an image.
 ///
 /// # Errors
 ///
 /// When the file ends before or cannot be read.
 pub fn hash(file: &File, length: u64) -> io::Result<Digest> {
-    let mut hasher = Hasher::new(Algorithm::Sha256);
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < length {
-        let wanted = buffer.len().min(usize::try_from(length - at).unwrap_or(usize::MAX));
-        file.read_exact_at(&mut buffer[..wanted], at)?;
-        hasher.update(&buffer[..wanted]);
-        at += wanted as u64;
-    }
-    Ok(hasher.finish())
+    pieces::sum(file, length, None)
 }

@@ -127,7 +127,7 @@ fn layers_become_a_sound_read_only_image_with_its_layout() {
     assert!(matches!(big.kind(), Kind::File(data) if data.size() == 1_200_000));
     let metadata = file.metadata().expect("there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o444);
-    assert_eq!(hash(&file, metadata.len()).expect("read"), cached.record.sha256);
+    assert_eq!(hash(&file, metadata.len()).expect("read"), cached.record.pieces_sha256);
     assert_eq!(std::fs::read(cached.config()).expect("there"), b"{\"a\":1}");
     assert_eq!(fixture.staged(), 0);
 }
@@ -140,7 +140,7 @@ fn the_same_image_has_the_same_bytes_whatever_the_threads() {
         .map(|threads| {
             let fixture = Fixture::new();
             let builder = Builder { parallel: threads, threads, ..fixture.builder() };
-            builder.image(&plan, &memory, &Silent).expect("built").record.sha256
+            builder.image(&plan, &memory, &Silent).expect("built").record.pieces_sha256
         })
         .collect();
     assert_eq!(digests[0], digests[1]);
@@ -162,7 +162,7 @@ fn a_second_image_reads_only_the_layers_that_are_new() {
     // What comes from kept layers is what comes from fresh ones.
     let fresh = Fixture::new();
     let again = fresh.builder().image(&second, &memory, &Silent).expect("built");
-    assert_eq!(again.record.sha256, cached.record.sha256);
+    assert_eq!(again.record.pieces_sha256, cached.record.pieces_sha256);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use openshell_ext4::tree::{Device, Metadata, Time, Xattrs};
 use crate::digest::Digest;
 use crate::layer::{Entry, Kind, Run};
 
-const MAGIC: &[u8; 8] = b"OSLAYER1";
+const MAGIC: &[u8; 8] = b"OSLAYER2";
 
 /// What an index holds besides the entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,10 +17,12 @@ pub(super) struct Facts {
     pub(super) pack_bytes: u64,
 }
 
-pub(super) fn encode(facts: Facts, entries: &[Entry]) -> Vec<u8> {
+/// `aside` is the data that is kept beside the pack.
+pub(super) fn encode(facts: Facts, aside: &[u8], entries: &[Entry]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     number(&mut out, facts.raw_bytes);
     number(&mut out, facts.pack_bytes);
+    bytes(&mut out, aside);
     number(&mut out, entries.len() as u64);
     for entry in entries {
         put_entry(&mut out, entry);
@@ -30,19 +32,20 @@ pub(super) fn encode(facts: Facts, entries: &[Entry]) -> Vec<u8> {
     out
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Option<(Facts, Vec<Entry>)> {
+pub(super) fn decode(bytes: &[u8]) -> Option<(Facts, Vec<u8>, Vec<Entry>)> {
     let (body, digest) = bytes.split_at_checked(bytes.len().checked_sub(64)?)?;
     if Digest::sha256(body).hex().as_bytes() != digest {
         return None;
     }
     let mut from = Bytes(body.strip_prefix(MAGIC)?);
     let facts = Facts { raw_bytes: from.number()?, pack_bytes: from.number()? };
+    let aside = from.bytes()?;
     let count = from.count()?;
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
         entries.push(from.entry()?);
     }
-    from.0.is_empty().then_some((facts, entries))
+    from.0.is_empty().then_some((facts, aside, entries))
 }
 
 fn number(out: &mut Vec<u8>, value: u64) {

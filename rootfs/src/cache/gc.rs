@@ -143,5 +143,7 @@ fn size_of(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let below = if metadata.is_dir() { files_of(path) } else { Vec::new() };
     // The cache is three directories deep.
-    metadata.blocks() * 512 + below.iter().map(|path| size_of(path)).sum::<u64>()
+    // The data of a layer and the image around it may be one file: each counts for its part.
+    let names = if metadata.is_dir() { 1 } else { metadata.nlink().max(1) };
+    metadata.blocks() * 512 / names + below.iter().map(|path| size_of(path)).sum::<u64>()
 }

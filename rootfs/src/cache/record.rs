@@ -6,7 +6,7 @@ use crate::digest::Digest;
 use crate::image::Platform;
 
 /// The version of these files. Others are not read: what they are about is made again.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What is known of a complete image: `image.json` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,8 +21,8 @@ pub struct Record {
     pub layers: Vec<LayerRecord>,
     /// Bytes of `rootfs.ext4`, holes included.
     pub bytes: u64,
-    /// The digest of `rootfs.ext4`.
-    pub sha256: Digest,
+    /// What stands for the bytes of `rootfs.ext4`: the SHA-256 of the SHA-256 of each 4 MiB, so that all processors can derive it.
+    pub pieces_sha256: Digest,
     /// Files, directories and other nodes.
     pub nodes: u64,
     /// Uncompressed bytes of all layers.

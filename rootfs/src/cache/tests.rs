@@ -31,7 +31,7 @@ fn put(cache: &Cache, name: &str, bytes: usize, layers: &[&str], age: u64) -> Ca
         identity: key("identity"),
         layers: layers.collect(),
         bytes: bytes as u64,
-        sha256: Digest::sha256(&vec![1; bytes]),
+        pieces_sha256: Digest::sha256(&vec![1; bytes]),
         nodes: 1,
         raw_bytes: 1,
         created: 0,
@@ -44,15 +44,15 @@ fn put(cache: &Cache, name: &str, bytes: usize, layers: &[&str], age: u64) -> Ca
 
 fn put_layer(cache: &Cache, name: &str, bytes: u64) {
     let lock = cache.lock_layer(&key(name), &|_| ()).expect("locked");
-    let (staged, mut writer) = cache.stage_layer(&key(name), lock).expect("staged");
+    let (mut staged, mut writer) = cache.stage_layer(&key(name), lock).expect("staged");
     writer.append(0, &vec![9; usize::try_from(bytes).expect("small")]).expect("stored");
     let runs = writer.finish_file(bytes).expect("stored");
     let kind = Kind::File { size: bytes, runs };
     let metadata = openshell_ext4::tree::Metadata::new(0o600, 1, 2);
     let entries = vec![Entry { path: b"a".to_vec(), metadata, kind }];
     let pack = writer.finish().expect("stored");
-    let layer = Layer { entries, pack, raw_bytes: bytes, digest: key("d"), diff_id: key(name) };
-    staged.write_index(&layer).expect("written");
+    let mut layer = Layer { entries, pack, raw_bytes: bytes, digest: key("d"), diff_id: key(name) };
+    staged.write_index(&mut layer).expect("written");
     cache.publish_layer(staged).expect("published");
 }
 
@@ -88,7 +88,7 @@ fn layers_come_back_as_they_were_and_damaged_ones_do_not() {
     let layer = cache.layer(&key("l")).expect("kept");
     assert_eq!((layer.entries.len(), layer.raw_bytes), (1, 10_000));
     let mut bytes = vec![0; 10_000];
-    layer.pack.read_at(0, &mut bytes).expect("stored");
+    layer.pack.read_at(crate::layer::PACK_START, &mut bytes).expect("stored");
     assert!(bytes == vec![9; 10_000]);
     let index = cache.layer_directory(&key("l")).join("index");
     let mut damaged = fs::read(&index).expect("there");
@@ -231,8 +231,9 @@ proptest! {
             Entry { path, metadata, kind }
         }).collect();
         let facts = codec::Facts { raw_bytes: 5, pack_bytes: 6 };
-        let mut bytes = codec::encode(facts, &entries);
-        prop_assert_eq!(codec::decode(&bytes), Some((facts, entries)));
+        let mut bytes = codec::encode(facts, b"aside", &entries);
+        let expected = (facts, b"aside".to_vec(), entries);
+        prop_assert_eq!(codec::decode(&bytes), Some(expected));
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         prop_assert_eq!(codec::decode(&bytes), None);

@@ -154,8 +154,8 @@ fn faults(path: &Path, record: Option<&Record>) -> Result<Vec<String>> {
     }
     if let Some(record) = record {
         let found = hash(&file, record.bytes).with_context(context)?;
-        if found != record.sha256 {
-            faults.push(format!("its bytes have the digest {found}, not {}", record.sha256));
+        if found != record.pieces_sha256 {
+            faults.push(format!("its bytes have the digest {found}, not {}", record.pieces_sha256));
         }
     }
     Ok(faults)

@@ -30,7 +30,7 @@ pub(crate) fn image(cached: &Cached, tags: &[Tag]) -> Value {
         "references": names(cached, tags),
         "path": cached.image(),
         "size_bytes": record.bytes,
-        "sha256": record.sha256,
+        "pieces_sha256": record.pieces_sha256,
         "nodes": record.nodes,
         "raw_bytes": record.raw_bytes,
         "layers": record.layers,

@@ -4,8 +4,8 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use openshell_ext4::Identity;
 use openshell_ext4::tree::Metadata;
-use openshell_ext4::{Identity, Tree};
 use openshell_rootfs::digest::Digest;
 use openshell_rootfs::sandbox::{GivenFile, WritableDisk, config_disk, writable_disk};
 use serde_json::json;
@@ -28,9 +28,7 @@ pub(crate) fn make_upper(args: &UpperArgs, global: &Global) -> Result<()> {
     if let Some(base) = &args.base {
         let cache = open_cache(global)?;
         let cached = images::find(&cache, base)?;
-        let image = images::open(&cached)?;
-        let tree = image.read_tree().context("cannot read the image")?;
-        disk.root = tree.node(Tree::ROOT)?.metadata.clone();
+        disk.root = images::open(&cached)?.root().context("cannot read the image")?;
         disk.inodes = u32::try_from(cached.record.nodes.saturating_mul(2)).unwrap_or(u32::MAX);
     }
     let summary = write_output(&args.output, MODE, |file| {

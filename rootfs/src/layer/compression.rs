@@ -2,8 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 
-use flate2::bufread::MultiGzDecoder;
-
+use super::inflate::Gunzip;
 use crate::limits::Limits;
 
 /// How a layer is compressed.
@@ -76,7 +75,7 @@ impl Compression {
 /// The uncompressed bytes of a layer.
 pub(super) enum Decoder<'a, R: BufRead> {
     None(R),
-    Gzip(Box<MultiGzDecoder<R>>),
+    Gzip(Box<Gunzip<R>>),
     Zstd(zstd::stream::read::Decoder<'a, R>),
 }
 
@@ -85,7 +84,7 @@ impl<R: BufRead> Decoder<'_, R> {
     pub(super) fn new(source: R, compression: Compression, window_log: u32) -> io::Result<Self> {
         Ok(match compression {
             Compression::None => Self::None(source),
-            Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(source))),
+            Compression::Gzip => Self::Gzip(Box::new(Gunzip::new(source))),
             Compression::Zstd => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
                 decoder.window_log_max(window_log)?;

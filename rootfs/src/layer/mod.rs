@@ -2,21 +2,24 @@
 //!
 //! Invariant: a [`Layer`] exists only if its compressed bytes have the size and the digest of its descriptor and its
 //! uncompressed bytes the digest that the image names. One thread reads, hashes and inflates; a second one hashes what
-//! comes out, reads the archive and stores the data.
+//! comes out and reads the archive; a third one stores the data, and a fourth waits for the disk.
 
 mod compression;
 mod error;
 mod flow;
+mod inflate;
 mod pack;
 mod read;
+mod sink;
 #[cfg(test)]
 mod tests;
 mod zeros;
 
 pub use compression::Compression;
 pub use error::LayerError;
-pub use pack::{Pack, PackWriter};
+pub use pack::{PACK_START, Pack, PackWriter};
 pub use read::{Budget, LayerSource, read};
+pub use sink::WriteBack;
 
 use openshell_ext4::tree::{Device, Metadata};
 

@@ -185,6 +185,10 @@ fn index(
     let mut reader = tar::Reader::new(flow, budget.limits);
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry().map_err(archive)? {
+        if let tar::Kind::File { size, .. } = entry.kind {
+            let is_edited = crate::layout::edits(&entry.path);
+            pack.begin_file(size, reader.stored().1, is_edited).map_err(store)?;
+        }
         let data = reader.data(&entry, |offset, bytes| pack.append(offset, bytes));
         data.inspect_err(|_| *current = Some(display(&entry.path))).map_err(archive)?;
         let kind = match entry.kind {

@@ -46,7 +46,7 @@ fn an_image_is_pulled_looked_at_and_removed() {
     let cache = home.path();
     let reference = layout.reference();
     let pulled = json(cache, &["pull", &reference]);
-    assert_eq!(json(cache, &["pull", &reference])["sha256"], pulled["sha256"]);
+    assert_eq!(json(cache, &["pull", &reference])["pieces_sha256"], pulled["pieces_sha256"]);
     let listed = json(cache, &["ls"]);
     assert_eq!(listed[0]["key"], pulled["key"]);
     assert_eq!(listed[0]["references"][0], reference);
@@ -241,7 +241,10 @@ fn an_archive_of_an_engine_comes_in_by_the_standard_input() {
     let file = home.path().join("archive");
     std::fs::write(&file, &archive).expect("written");
     let again = json(home.path(), &["pull", &format!("rootfs-tar:{}", file.display())]);
-    assert_eq!((&again["key"], &again["sha256"]), (&pulled["key"], &pulled["sha256"]));
+    assert_eq!(
+        (&again["key"], &again["pieces_sha256"]),
+        (&pulled["key"], &pulled["pieces_sha256"])
+    );
 }
 
 #[test]
@@ -287,7 +290,7 @@ fn check(home: &Path) {
     assert_eq!(images.len(), named, "an image without a good record");
     for image in images {
         let file = std::fs::File::open(image.image()).expect("there");
-        assert_eq!(hash(&file, image.record.bytes).expect("read"), image.record.sha256);
+        assert_eq!(hash(&file, image.record.bytes).expect("read"), image.record.pieces_sha256);
     }
     for layer in home.join("layers").read_dir().expect("a directory").flatten() {
         let name = layer.file_name().into_string().expect("text").replace('-', ":");

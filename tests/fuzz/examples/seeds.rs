@@ -20,6 +20,7 @@ fn main() -> Result<()> {
         ("fragments", fragments()),
         ("frames", frames()),
         ("kernel", kernel()),
+        ("layer", layer()),
         ("manifest", manifest()),
         ("merge", merge()),
         ("overlay", overlay()),
@@ -109,6 +110,14 @@ fn tar() -> Seeds {
             [&[1][..], &file("x", b'x', sparse), &file("a", b'0', b"1\n4096\n2\n")].concat(),
         ),
     ]
+}
+
+/// An archive, or a member of gzip without bytes and one in front of something else.
+fn layer() -> Seeds {
+    const EMPTY: [u8; 20] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let archives = tar().into_iter().map(|(name, seed)| (name, seed[1..].to_vec()));
+    let members = [EMPTY.to_vec(), [&EMPTY[..], &EMPTY[..10], &[5, 0xe0, 0x81, 8]].concat()];
+    archives.chain(["empty", "members"].into_iter().zip(members)).collect()
 }
 
 /// What the rest is, then the text.

@@ -124,7 +124,7 @@ fn eight_processes_that_want_one_image_download_it_once() {
         .collect();
     let mut keys = Vec::new();
     for child in children {
-        keys.push(printed(&child.wait_with_output().unwrap())["sha256"].clone());
+        keys.push(printed(&child.wait_with_output().unwrap())["pieces_sha256"].clone());
     }
     assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
     // Each asks for the configuration, to know which image it wants.

@@ -20,12 +20,12 @@ use tempfile::TempDir;
 use crate::served::run;
 
 /// An image of three layers, and what umoci unpacks it to.
-struct Made {
+pub(crate) struct Made {
     home: TempDir,
 }
 
 impl Made {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let made = Self { home: TempDir::new().unwrap() };
         run("umoci", &["init", "--layout", &made.at("oci")]);
         run("umoci", &["new", "--image", &made.image("v0")]);
@@ -47,11 +47,11 @@ impl Made {
         self.home.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn image(&self, tag: &str) -> String {
+    pub(crate) fn image(&self, tag: &str) -> String {
         format!("{}:{tag}", self.at("oci"))
     }
 
-    fn unpacked(&self) -> PathBuf {
+    pub(crate) fn unpacked(&self) -> PathBuf {
         self.home.path().join("unpacked/rootfs")
     }
 }
@@ -111,11 +111,11 @@ fn remove(root: &Path) {
     fs::remove_dir_all(root.join("etc/pipe")).unwrap();
 }
 
-fn platform() -> Platform {
+pub(crate) fn platform() -> Platform {
     "linux/amd64".parse().unwrap()
 }
 
-fn build(cache: &Cache, local: &Local) -> Cached {
+pub(crate) fn build(cache: &Cache, local: &Local) -> Cached {
     let (layout, limits) = (Layout::none(), Limits::default());
     let builder = Builder::new(cache, &layout, &limits);
     builder.image(&local.plan, &*local.layers, &Silent).unwrap()
@@ -127,7 +127,7 @@ fn layout(made: &Made, tag: &str) -> Local {
 }
 
 /// All that is in an image, as an archive.
-fn contents(cached: &Cached) -> Vec<u8> {
+pub(crate) fn contents(cached: &Cached) -> Vec<u8> {
     let path = cached.image();
     run("e2fsck", &["-fn", path.to_str().unwrap()]);
     let image = Image::open(File::open(path).unwrap()).unwrap();
@@ -235,7 +235,7 @@ fn fifty_full_disks_leave_a_good_cache() {
         assert_eq!(small.0.path().join("staging").read_dir().unwrap().count(), 0);
         for image in images {
             let file = File::open(image.image()).unwrap();
-            assert_eq!(hash(&file, image.record.bytes).unwrap(), image.record.sha256);
+            assert_eq!(hash(&file, image.record.bytes).unwrap(), image.record.pieces_sha256);
         }
     }
     assert!((5..50).contains(&failures), "{failures} of 50 failed");

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod distribution;
 #[cfg(test)]
+mod engine;
+#[cfg(test)]
 mod images;
 #[cfg(test)]
 mod registry;

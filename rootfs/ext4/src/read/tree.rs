@@ -43,6 +43,11 @@ impl<I: Input> Image<I> {
         Ok(tree)
     }
 
+    /// Mode, owner, time and extended attributes of the root directory, without a look at anything else.
+    pub fn root(&self) -> Result<Metadata, ReadError> {
+        self.metadata(&self.inode(number::ROOT)?)
+    }
+
     fn metadata(&self, inode: &Inode) -> Result<Metadata, ReadError> {
         Ok(Metadata {
             mode: inode.mode & 0o7777,

@@ -108,10 +108,11 @@ impl<'a> Demand<'a> {
         self.numbers[node.index()]
     }
 
-    /// Blocks of an item that are not files' data, when its blocks lie in one run of the image.
-    pub(super) fn structure_blocks(&self, item: &Item) -> u64 {
+    /// Blocks of an item that are not files' data, when it has so many extents, or its blocks lie in one run of the image.
+    pub(super) fn structure_blocks(&self, item: &Item, extents: Option<usize>) -> u64 {
         let runs = &self.runs[item.runs.clone()];
-        let extents = runs.iter().map(|run| run.count.div_ceil(EXTENT_MAX) as usize).sum();
+        let in_one_run = || runs.iter().map(|run| run.count.div_ceil(EXTENT_MAX) as usize).sum();
+        let extents = extents.unwrap_or_else(in_one_run);
         let own = if item.is_structure { self.blocks(item) } else { 0 };
         own + tree_blocks(extents) as u64 + u64::from(item.xattr_block)
     }

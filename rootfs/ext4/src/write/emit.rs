@@ -37,11 +37,13 @@ pub(super) fn emit(
     let seed = Seed::of_uuid(&options.identity.uuid);
     let emitter = Emitter { placed, demand, contents, output, options, seed };
     let size_bytes = match options.profile {
-        Profile::Base => placed.geometry.blocks * BLOCK as u64,
+        Profile::Base | Profile::Around(_) => placed.geometry.blocks * BLOCK as u64,
         Profile::ReadWrite { size_bytes, .. } => size_bytes / BLOCK as u64 * BLOCK as u64,
     };
-    output.reset(size_bytes).map_err(|source| WriteError::Output { offset: 0, source })?;
-    let pieces = emitter.pieces();
+    let is_written = matches!(options.profile, Profile::Around(laid) if laid.is_written);
+    let made = if is_written { output.extend(size_bytes) } else { output.reset(size_bytes) };
+    made.map_err(|source| WriteError::Output { offset: 0, source })?;
+    let pieces = emitter.pieces(is_written);
     let jobs = emitter.jobs(&pieces);
     threads::each(options.threads, jobs.len(), Vec::new, |buffer, at| match &jobs[at] {
         Job::Inodes { group, first, count } => emitter.inodes(buffer, *group, *first, *count),
@@ -52,7 +54,7 @@ pub(super) fn emit(
     Ok(Summary {
         size_bytes,
         inodes: small(demand.items.len() as u64),
-        data_bytes: pieces.iter().map(|piece| u64::from(piece.count) * BLOCK as u64).sum(),
+        data_bytes: emitter.data_blocks() * BLOCK as u64,
         metadata_bytes: metadata_blocks * BLOCK as u64,
     })
 }
@@ -84,11 +86,23 @@ struct Emitter<'a> {
 }
 
 impl<'a> Emitter<'a> {
-    /// The data of all files in the order of the image.
-    fn pieces(&self) -> Vec<Piece> {
+    /// Blocks of files' data.
+    fn data_blocks(&self) -> u64 {
+        let items = self.demand.items.iter().zip(&self.placed.spots);
+        let files = items
+            .filter(|(item, _)| !item.is_structure && matches!(item.subject, Subject::Node(_)));
+        let extents = files.flat_map(|(_, spot)| self.placed.extents_of(spot));
+        extents.map(|run| u64::from(run.length)).sum()
+    }
+
+    /// The data of all files in the order of the image, without what is written already.
+    fn pieces(&self, is_written: bool) -> Vec<Piece> {
         let mut pieces = Vec::new();
         for (item, spot) in self.demand.items.iter().zip(&self.placed.spots) {
             let (false, Subject::Node(node)) = (item.is_structure, item.subject) else { continue };
+            if is_written && spot.is_kept {
+                continue;
+            }
             for run in self.placed.extents_of(spot) {
                 for done in (0..run.length).step_by(BLOCKS_AT_ONCE as usize) {
                     let count = (run.length - done).min(BLOCKS_AT_ONCE);

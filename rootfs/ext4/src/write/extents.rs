@@ -17,6 +17,15 @@ pub(crate) struct Extent {
     pub(crate) length: u32,
 }
 
+impl Extent {
+    /// Whether `count` blocks of the file from `logical` on, which stand in the image from `physical` on, make it longer.
+    pub(super) fn is_before(&self, logical: u32, physical: u64, count: u64) -> bool {
+        self.logical + self.length == logical
+            && u64::from(self.physical + self.length) == physical
+            && u64::from(self.length) + count <= u64::from(EXTENT_MAX)
+    }
+}
+
 /// Adds the extents of a run of a file's blocks, which starts at `logical` and lies in `physical`.
 pub(super) fn push(extents: &mut Vec<Extent>, mut logical: u32, physical: Range<u64>) {
     let mut at = physical.start;

@@ -41,8 +41,9 @@ pub(super) struct Geometry {
 }
 
 impl Geometry {
-    /// An image of so many groups with all structures in front, and no copies: it is never written to. Its size is the caller's.
-    pub(super) fn base(groups: u32, last_inode: u32) -> Result<Self, WriteError> {
+    /// An image of so many groups with all structures from block `start` on, and no copies: it is never written to. Its size is the
+    /// caller's.
+    pub(super) fn base(groups: u32, last_inode: u32, start: u64) -> Result<Self, WriteError> {
         let inodes_per_group = inodes_per_group(groups, u64::from(last_inode))?;
         let log_flex = groups.next_power_of_two().trailing_zeros().clamp(1, 31);
         let mut geometry = Self {
@@ -53,7 +54,7 @@ impl Geometry {
             log_flex: u8::try_from(log_flex).expect("at most 31"),
             tables: Vec::new(),
         };
-        geometry.place_tables(groups, groups);
+        geometry.place_tables(groups, groups, start);
         Ok(geometry)
     }
 
@@ -90,7 +91,7 @@ impl Geometry {
                 blocks -= u64::from(last);
                 continue;
             }
-            geometry.place_tables(groups, 1 << LOG_FLEX);
+            geometry.place_tables(groups, 1 << LOG_FLEX, 0);
             let structures = geometry.structures();
             if structures.iter().any(|run| run.end > blocks) {
                 return Err(too_small);
@@ -120,7 +121,7 @@ impl Geometry {
         small((self.blocks - start).min(GROUP_BLOCKS.into()))
     }
 
-    /// The first block that is not a structure of the groups, when they all stand in front.
+    /// The first block behind the structures of the groups, when they all stand together.
     pub(super) fn front(&self) -> u64 {
         self.structures().iter().map(|run| run.end).max().unwrap_or(0)
     }
@@ -156,14 +157,15 @@ impl Geometry {
     }
 
     /// Places the structures of each `together` groups at the start of the first of them: all block bitmaps, all inode bitmaps, all
-    /// tables.
-    fn place_tables(&mut self, groups: u32, together: u32) {
+    /// tables. The first of all begin at block `start`.
+    fn place_tables(&mut self, groups: u32, together: u32, start: u64) {
         let heads: Vec<Range<u64>> = self.heads().collect();
         let zero = Tables { block_bitmap: 0, inode_bitmap: 0, inode_table: 0 };
         self.tables = vec![zero; groups as usize];
         let table_blocks = u64::from(self.table_blocks());
         for (number, chunk) in self.tables.chunks_mut(together as usize).enumerate() {
             let mut at = number as u64 * u64::from(together) * u64::from(GROUP_BLOCKS);
+            at = at.max(start);
             let mut next = |count: u64| {
                 // Heads are in order, so one pass is enough.
                 for head in &heads {

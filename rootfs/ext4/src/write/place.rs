@@ -1,18 +1,19 @@
 //! Where everything stands.
 //!
 //! A base image has its structures first, without a gap, and then the files: those of 2 MiB and more start at multiples of 2 MiB,
-//! and small ones fill the gaps in the order of their paths. A disk has the structures of its groups where kernels put them, and the
-//! few files that it starts with around them.
+//! and small ones fill the gaps in the order of their paths. Around data that is laid already, all this stands behind that data. A disk
+//! has the structures of its groups where kernels put them, and the few files that it starts with around them.
 
 use std::ops::Range;
 
-use super::demand::{Demand, Item};
+use super::demand::{Demand, Item, Subject};
 use super::extents::{self, Extent};
 use super::groups::Geometry;
 use super::space::{Full, Space};
-use super::{Options, Profile, WriteError};
+use super::{Laid, Options, Profile, WriteError};
 use crate::bytes::small;
-use crate::format::GROUP_BLOCKS;
+use crate::format::{BLOCK, BLOCKS_MAX, GROUP_BLOCKS};
+use crate::tree::{FileData, Kind, Source};
 
 /// Files of as many blocks, 2 MiB, start at multiples of it: huge pages can map them.
 const ALIGNED: u64 = 512;
@@ -26,6 +27,8 @@ pub(super) struct Spot {
     pub(super) tree: Range<u32>,
     /// Its block of extended attributes, or 0.
     pub(super) xattr_block: u32,
+    /// Whether its data stands where it was laid.
+    pub(super) is_kept: bool,
 }
 
 /// Where everything stands.
@@ -41,12 +44,13 @@ impl Placed {
     /// Places what a tree needs.
     pub(super) fn new(demand: &Demand<'_>, options: &Options) -> Result<Self, WriteError> {
         match options.profile {
-            Profile::Base => Self::base(demand),
+            Profile::Base => Self::base(demand, None),
+            Profile::Around(laid) => Self::base(demand, Some(laid)),
             Profile::ReadWrite { size_bytes, inodes } => {
                 let geometry = Geometry::read_write(size_bytes, inodes, demand.last_number())?;
                 let space = Space::without(0..geometry.blocks, geometry.structures());
                 let full = |Full| WriteError::TooSmall { size_bytes };
-                let mut placing = Placing::new(demand);
+                let mut placing = Placing::new(demand, &[]);
                 let space = placing.data(space).map_err(full)?;
                 placing.structures(space).map_err(full)?;
                 Ok(placing.done(geometry))
@@ -56,15 +60,27 @@ impl Placed {
 
     /// The structures of the groups come first, so that everything else depends on how many groups there are, which depends on
     /// everything else: more groups are tried until they are enough.
-    fn base(demand: &Demand<'_>) -> Result<Self, WriteError> {
+    fn base(demand: &Demand<'_>, laid: Option<Laid>) -> Result<Self, WriteError> {
         let full = |Full| WriteError::TooLarge;
-        let structures = demand.items.iter().map(|item| demand.structure_blocks(item)).sum::<u64>();
+        let behind = laid.map_or(0, |laid| laid.end.div_ceil(BLOCK as u64));
+        if let Some(laid) = laid {
+            check(laid)?;
+        }
+        let kept: Vec<_> = demand.items.iter().map(|item| kept_of(demand, laid?, item)).collect();
+        let needed = |(item, kept): (&Item, &Option<Vec<Extent>>)| {
+            demand.structure_blocks(item, kept.as_ref().map(Vec::len))
+        };
+        let structures: u64 = demand.items.iter().zip(&kept).map(needed).sum();
         let mut groups = demand.last_number().div_ceil(GROUP_BLOCKS);
         loop {
-            let mut geometry = Geometry::base(groups, demand.last_number())?;
+            let mut geometry = Geometry::base(groups, demand.last_number(), behind)?;
+            let head = u64::from(1 + geometry.descriptor_blocks) * BLOCK as u64;
+            if laid.is_some_and(|laid| laid.start < head) {
+                return Err(WriteError::TooLarge);
+            }
             let first = geometry.front();
             let data = first + structures;
-            let mut placing = Placing::new(demand);
+            let mut placing = Placing::new(demand, &kept);
             placing.data(Space::open(data)).map_err(full)?;
             placing.structures(Space::without(first..data, Vec::new())).map_err(full)?;
             let ends = placing.extents.iter().map(|run| u64::from(run.physical + run.length));
@@ -97,24 +113,75 @@ impl Placed {
     }
 }
 
+/// Fails unless the laid bytes are whole blocks that a block number reaches.
+fn check(laid: Laid) -> Result<(), WriteError> {
+    let whole = laid.start.is_multiple_of(BLOCK as u64) && laid.end.is_multiple_of(BLOCK as u64);
+    let reached = laid.start <= laid.end && laid.end / (BLOCK as u64) < BLOCKS_MAX;
+    if whole && reached { Ok(()) } else { Err(WriteError::TooLarge) }
+}
+
+/// As [`kept`], for any item.
+fn kept_of(demand: &Demand<'_>, laid: Laid, item: &Item) -> Option<Vec<Extent>> {
+    let Subject::Node(id) = item.subject else { return None };
+    match demand.tree.find(id).expect("an item's node is in the tree").kind() {
+        Kind::File(data) => kept(laid, data),
+        _ => None,
+    }
+}
+
+/// The extents of a file that keeps its place; none for one that does not.
+fn kept(laid: Laid, data: &FileData) -> Option<Vec<Extent>> {
+    let mut extents: Vec<Extent> = Vec::with_capacity(data.pieces().len());
+    for piece in data.pieces() {
+        let Source::Stored(id, offset) = piece.source else { return None };
+        let end = offset.checked_add(piece.length)?;
+        let whole = piece.at.is_multiple_of(BLOCK as u64) && offset.is_multiple_of(BLOCK as u64);
+        if id != laid.id || !whole || offset < laid.start || end > laid.end {
+            return None;
+        }
+        let (first, end) = (offset / BLOCK as u64, end.div_ceil(BLOCK as u64));
+        let logical = small(piece.at / BLOCK as u64);
+        match extents.last_mut() {
+            Some(last) if last.is_before(logical, first, end - first) => {
+                last.length += small(end - first);
+            }
+            _ => extents::push(&mut extents, logical, first..end),
+        }
+    }
+    (!extents.is_empty()).then_some(extents)
+}
+
 struct Placing<'a> {
     demand: &'a Demand<'a>,
+    /// The extents of items that have a place, by the item; empty when none has.
+    kept: &'a [Option<Vec<Extent>>],
     extents: Vec<Extent>,
     spots: Vec<Spot>,
 }
 
 impl<'a> Placing<'a> {
-    fn new(demand: &'a Demand<'a>) -> Self {
+    fn new(demand: &'a Demand<'a>, kept: &'a [Option<Vec<Extent>>]) -> Self {
         let spots = vec![Spot::default(); demand.items.len()];
-        Self { demand, extents: Vec::with_capacity(demand.runs.len()), spots }
+        Self { demand, kept, extents: Vec::with_capacity(demand.runs.len()), spots }
     }
 
     /// Places the data of files, and answers what is left.
     fn data(&mut self, mut space: Space) -> Result<Space, Full> {
+        for (at, kept) in self.kept.iter().enumerate() {
+            let Some(kept) = kept else { continue };
+            let first = self.extents.len();
+            self.extents.extend(kept);
+            self.spots[at].extents = first..self.extents.len();
+            self.spots[at].is_kept = true;
+        }
         for large in [true, false] {
             for (at, item) in self.demand.items.iter().enumerate() {
                 let blocks = self.demand.blocks(item);
-                if item.is_structure || blocks == 0 || (blocks >= ALIGNED) != large {
+                if self.spots[at].is_kept
+                    || item.is_structure
+                    || blocks == 0
+                    || (blocks >= ALIGNED) != large
+                {
                     continue;
                 }
                 let aligned = if large { space.take_aligned(blocks, ALIGNED) } else { None };

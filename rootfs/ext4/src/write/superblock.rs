@@ -62,7 +62,7 @@ pub(super) fn superblock(fields: &Fields<'_>, geometry: &Geometry, group: u32) -
         incompatible |= incompat::LARGEDIR;
     }
     match fields.profile {
-        Profile::Base => read_only |= ro_compat::READONLY,
+        Profile::Base | Profile::Around(_) => read_only |= ro_compat::READONLY,
         Profile::ReadWrite { .. } => {
             compatible |= compat::HAS_JOURNAL;
             incompatible |= incompat::CSUM_SEED;

@@ -13,6 +13,7 @@ mod bugs;
 mod corrupt;
 mod fields;
 mod kernel;
+mod laid;
 mod random;
 mod shapes;
 mod support;

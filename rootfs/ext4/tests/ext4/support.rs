@@ -117,6 +117,7 @@ pub(crate) fn image(tree: &Tree, contents: &dyn Contents, options: &Options) -> 
     assert!(report.is_clean(), "{:?}", report.faults());
     let read = image.read_tree().unwrap();
     assert_same(tree, contents, &read, &image);
+    assert_eq!(image.root().unwrap(), read.node(Tree::ROOT).unwrap().metadata);
     let again = Sparse::default();
     write(&read, &image, &again, &Options { threads: 1, ..*options }).unwrap();
     assert!(again.blocks() == sparse.blocks(), "the tree that was read becomes another image");
