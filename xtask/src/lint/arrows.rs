@@ -13,14 +13,13 @@ use super::sources;
 use crate::{binaries, cmd};
 
 /// A package, by its directory, and the packages of ours that it may link.
-const PACKAGES: [(&str, &[&str]); 14] = [
+const PACKAGES: [(&str, &[&str]); 13] = [
     ("vmm", &["vmm/usernet"]),
     ("vmm/usernet", &[]),
     ("rootfs", &["rootfs/ext4"]),
     ("rootfs/ext4", &[]),
     ("gateway", &["proto"]),
     ("gateway/driver", &["proto"]),
-    ("gateway/client", &["proto"]),
     ("guest", &["guest/init", "proto"]),
     ("guest/init", &["proto"]),
     ("proto", &[]),
