@@ -12,9 +12,10 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 
 use openshell_proto::v1::{RelayFrame, TcpForwardFrame, relay_frame, tcp_forward_frame};
+use openshell_proto::window;
 
 /// Bytes of one frame that is sent.
-const CHUNK: usize = 16 * 1024;
+const CHUNK: usize = window::RELAY_CHUNK_BYTES;
 /// Frames on their way to a peer.
 const FRAMES: usize = 4;
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use openshell_proto::v1::open_shell_client::OpenShellClient;
+use openshell_proto::window;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -58,7 +59,8 @@ pub fn endpoint(settings: &Settings) -> Result<Endpoint, ConnectError> {
         .http2_keep_alive_interval(PING)
         .keep_alive_timeout(PING_ANSWER)
         .keep_alive_while_idle(true)
-        .http2_adaptive_window(true);
+        .initial_stream_window_size(Some(window::STREAM_BYTES))
+        .initial_connection_window_size(Some(window::CONNECTION_BYTES));
     if let Some(files) = &settings.tls {
         let identity = Identity::from_pem(read(&files.cert)?, read(&files.key)?);
         let mut tls = ClientTlsConfig::new()

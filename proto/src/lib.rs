@@ -11,6 +11,19 @@
 
 mod redacted;
 
+/// Flow control of HTTP/2, the same at every end of ours, RFC 9113 section 6.9.
+///
+/// Windows that grow by themselves start at 64 KiB, and the connection's says how much small frames may cost before a peer ends it, which
+/// guards against floods: a hundred unread keystrokes of many relays were one. These allow thousands.
+pub mod window {
+    /// Bytes that a peer may send on one stream before they are read.
+    pub const STREAM_BYTES: u32 = 256 << 10;
+    /// The same of all streams of a connection together.
+    pub const CONNECTION_BYTES: u32 = 2 << 20;
+    /// Payload of a relay's message that fits one DATA frame of 16 KiB together with its headers.
+    pub const RELAY_CHUNK_BYTES: usize = (16 << 10) - 64;
+}
+
 /// `openshell.v1`: the gateway, its users and its supervisors.
 pub mod v1 {
     #![expect(missing_docs, reason = "generated: the .proto file says what there is to say")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use openshell_gateway::config::read;
 use openshell_proto::v1::open_shell_client::OpenShellClient;
+use openshell_proto::window;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -75,7 +76,8 @@ impl Connection {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(PING)
             .keep_alive_timeout(PING_ANSWER)
-            .http2_adaptive_window(true);
+            .initial_stream_window_size(Some(window::STREAM_BYTES))
+            .initial_connection_window_size(Some(window::CONNECTION_BYTES));
         if url.starts_with("https:") {
             endpoint = endpoint.tls_config(self.tls()?).context("TLS files cannot be used")?;
         }

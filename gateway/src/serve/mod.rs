@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use openshell_proto::inference::v1::inference_server::InferenceServer;
 use openshell_proto::v1::Sandbox;
 use openshell_proto::v1::open_shell_server::OpenShellServer;
+use openshell_proto::window;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
@@ -105,7 +106,8 @@ impl Gateway {
         let mut server = Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-            .http2_adaptive_window(Some(true))
+            .initial_stream_window_size(Some(window::STREAM_BYTES))
+            .initial_connection_window_size(Some(window::CONNECTION_BYTES))
             .max_concurrent_streams(Some(STREAMS));
         if let Some(tls) = tls {
             server = server.tls_config(tls)?;

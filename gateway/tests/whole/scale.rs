@@ -110,10 +110,9 @@ async fn answer(mut inbound: Streaming<GatewayMessage>, client: Client, token: S
             frames.send(RelayFrame { payload: Some(init) }).await.unwrap();
             let call = with(&token, ReceiverStream::new(outbound));
             let mut back = client.relay_stream(call).await.unwrap().into_inner();
-            while let Some(Ok(frame)) = back.next().await {
-                if frames.send(frame).await.is_err() {
-                    return;
-                }
+            while let Some(frame) = back.next().await {
+                let frame = frame.expect("the relay lasts until its user is done");
+                frames.send(frame).await.expect("what is echoed is taken");
             }
         });
     }
@@ -224,7 +223,8 @@ async fn echoed(
     }
     drop(frames);
     let mut heard = 0;
-    while let Some(Ok(frame)) = back.next().await {
+    while let Some(frame) = back.next().await {
+        let frame = frame.expect("the relay lasts until both ends are done");
         if let Some(tcp_forward_frame::Payload::Data(data)) = frame.payload {
             assert!(data.iter().all(|byte| *byte == 7));
             heard += data.len();
