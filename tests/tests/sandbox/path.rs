@@ -142,7 +142,10 @@ async fn a_terminal_is_one(rig: &Rig, id: &str) {
     typing.put(exec_sandbox_input::Payload::Resize(size)).await;
     typing.send(b"stty size\n").await;
     typing.wait_for("33 111").await;
-    typing.send(b"sleep 1000\n").await;
+    // Until the shell has put the command into the foreground, the key would be the shell's. The word is typed in two parts, so that
+    // its echo is not taken for it.
+    typing.send(b"sh -c 'echo under''way; exec sleep 1000'\n").await;
+    typing.wait_for("underway").await;
     typing.send(b"\x03").await;
     typing.send(b"echo interrupted $?\n").await;
     typing.wait_for("interrupted 130").await;
