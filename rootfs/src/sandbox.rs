@@ -92,7 +92,8 @@ pub fn writable_disk(
     make(b"upper", disk.root.clone());
     make(b"work", Metadata::new(0o755, 0, 0));
     place(&mut tree, b"upper", files)?;
-    let profile = Profile::ReadWrite { size_bytes: disk.size_bytes, inodes: disk.inodes };
+    let WritableDisk { size_bytes, inodes, .. } = *disk;
+    let profile = Profile::ReadWrite { size_bytes, inodes, journal: true };
     write(&tree, output, profile, identity)
 }
 

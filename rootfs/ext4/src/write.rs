@@ -90,12 +90,14 @@ pub enum Profile {
     Base,
     /// As [`Base`](Self::Base), around data that has its place already.
     Around(Laid),
-    /// A disk to write on: journal, everything that is not used yet left unwritten.
+    /// A disk to write on: everything that is not used yet is left unwritten.
     ReadWrite {
         /// Its size, of which the last part of a block is not used. At most 16 TiB.
         size_bytes: u64,
         /// Inodes that it has at least, if one for 16 KiB is not more.
         inodes: u32,
+        /// Whether it has a journal: what is gone with the machine that wrote it needs none.
+        journal: bool,
     },
 }
 

@@ -25,6 +25,7 @@ use crate::digest::Digest;
 use crate::layer::{Layer, LayerError, Pack};
 use crate::layout::{Addition, Editor, Layout, LayoutError};
 use crate::limits::{Limit, Limits};
+use crate::manifest::ManifestError;
 use crate::merge::{Merge, MergeError};
 use crate::progress::{Phase, Progress};
 use crate::source::{Layers, Plan};
@@ -48,6 +49,9 @@ pub enum BuildError {
     /// The image cannot have its layout.
     #[error(transparent)]
     Layout(#[from] LayoutError),
+    /// The image's configuration is refused.
+    #[error(transparent)]
+    Config(#[from] ManifestError),
     /// The image passes a limit as a whole.
     #[error("the image has more than the limit of {0}")]
     Limit(Limit),

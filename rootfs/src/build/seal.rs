@@ -10,8 +10,9 @@ use openshell_ext4::tree::Contents;
 use openshell_ext4::{Identity, Image, Options, Profile, Summary, Tree};
 
 use super::{BuildError, Builder, Merged, laid, store};
-use crate::cache::{Cached, Record, SCHEMA, StagedPack};
+use crate::cache::{Cached, Process, Record, SCHEMA, StagedPack};
 use crate::digest::Digest;
+use crate::manifest::config::ImageConfig;
 use crate::pieces;
 use crate::progress::{Phase, Progress};
 use crate::source::Plan;
@@ -40,6 +41,8 @@ impl Builder<'_> {
         staged: Vec<StagedPack>,
         progress: &dyn Progress,
     ) -> Result<Cached, BuildError> {
+        // Before anything is written: a configuration that is refused is no image.
+        let config = plan.config.as_deref().map(ImageConfig::parse).transpose()?;
         let staging = self.cache.stage()?;
         let path = staging.path().join("rootfs.ext4");
         let profile = adopt(merged, &staged, &path);
@@ -78,6 +81,7 @@ impl Builder<'_> {
             nodes: merged.tree.len() as u64,
             raw_bytes: merged.layers.iter().map(|layer| layer.raw_bytes).sum(),
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            process: Process::of(config.as_ref()),
         };
         Ok(self.cache.publish(staging, record)?)
     }
@@ -132,7 +136,13 @@ impl Builder<'_> {
             |used: u64| used.saturating_add((used / 4).max(MINIMUM)).next_multiple_of(1 << 20);
         let size_bytes = disk.size_bytes.unwrap_or_else(|| room(used_by(tree)));
         let inodes = u32::try_from(tree.len().saturating_mul(2)).unwrap_or(u32::MAX);
-        self.write(tree, contents, file, Profile::ReadWrite { size_bytes, inodes }, key)
+        self.write(
+            tree,
+            contents,
+            file,
+            Profile::ReadWrite { size_bytes, inodes, journal: true },
+            key,
+        )
     }
 
     fn write(

@@ -14,6 +14,10 @@ use crate::layer::LayerSource;
 use crate::progress::Silent;
 use crate::tar::{END, Entry, encode, padding};
 
+/// The configuration of every image here.
+const CONFIG: &[u8] =
+    br#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}"#;
+
 /// Layers in memory, and how often one was opened.
 #[derive(Default)]
 struct Memory {
@@ -60,7 +64,7 @@ fn plan(layers: &[Vec<u8>]) -> (Plan, Memory) {
         identity: Some(Digest::sha256(&all)),
         layers: layers.iter().enumerate().map(source).collect(),
         manifest: Some(b"{}".to_vec()),
-        config: Some(b"{\"a\":1}".to_vec()),
+        config: Some(CONFIG.to_vec()),
     };
     (plan, Memory { layers: layers.to_vec(), ..Memory::default() })
 }
@@ -128,7 +132,7 @@ fn layers_become_a_sound_read_only_image_with_its_layout() {
     let metadata = file.metadata().expect("there");
     assert_eq!(metadata.permissions().mode() & 0o777, 0o444);
     assert_eq!(hash(&file, metadata.len()).expect("read"), cached.record.pieces_sha256);
-    assert_eq!(std::fs::read(cached.config()).expect("there"), b"{\"a\":1}");
+    assert_eq!(std::fs::read(cached.config()).expect("there"), CONFIG);
     assert_eq!(fixture.staged(), 0);
 }
 

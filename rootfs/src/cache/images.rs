@@ -176,7 +176,8 @@ impl Cache {
         self.part("images").join(key.hex())
     }
 
-    pub(super) fn tag_path(&self, reference: &str, platform: &Platform) -> PathBuf {
+    /// The file that says what a reference leads to: replaced, never changed in place.
+    pub fn tag_path(&self, reference: &str, platform: &Platform) -> PathBuf {
         let variant = platform.variant.as_deref().unwrap_or_default();
         let Platform { os, architecture, .. } = platform;
         let text = format!("{reference}\n{os}\n{architecture}\n{variant}");

@@ -30,7 +30,7 @@ pub use gc::{Freed, Prune};
 pub use images::Cached;
 pub use lock::Lock;
 pub use packs::StagedPack;
-pub use record::{LayerRecord, Pin, Record, SCHEMA, Tag};
+pub use record::{LayerRecord, Pin, Process, Record, SCHEMA, Tag};
 pub use staging::Staging;
 
 /// A part of the cache failed on the host.

@@ -1,12 +1,15 @@
 //! The small JSON files of the cache.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::image::Platform;
+use crate::manifest::config::ImageConfig;
 
 /// The version of these files. Others are not read: what they are about is made again.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// What is known of a complete image: `image.json` beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +32,37 @@ pub struct Record {
     pub raw_bytes: u64,
     /// When it was made: seconds since 1970.
     pub created: u64,
+    /// What its configuration says of the process in it.
+    pub process: Process,
+}
+
+/// What an image says of the process that runs in it, with the defaults of the image specification left empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// `user`, `uid`, `user:group` and so on; empty for root.
+    pub user: String,
+    /// `NAME=VALUE`, in the order they stand.
+    pub env: Vec<String>,
+    /// The program and its first arguments.
+    pub entrypoint: Vec<String>,
+    /// Arguments behind the entry point, or the program if there is none.
+    pub cmd: Vec<String>,
+    /// The directory that the process starts in; empty for `/`.
+    pub working_dir: String,
+    /// Which signal ends it; empty for the default.
+    pub stop_signal: String,
+    /// Labels, by name.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Process {
+    /// What a configuration says; nothing where an image has none.
+    pub fn of(config: Option<&ImageConfig>) -> Self {
+        let Some(config) = config.cloned() else { return Self::default() };
+        let ImageConfig { user, env, entrypoint, cmd, working_dir, stop_signal, labels, .. } =
+            config;
+        Self { user, env, entrypoint, cmd, working_dir, stop_signal, labels }
+    }
 }
 
 /// A layer of an image.

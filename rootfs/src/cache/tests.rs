@@ -35,6 +35,7 @@ fn put(cache: &Cache, name: &str, bytes: usize, layers: &[&str], age: u64) -> Ca
         nodes: 1,
         raw_bytes: 1,
         created: 0,
+        process: Process { cmd: vec!["sh".into()], ..Process::default() },
     };
     let cached = cache.publish(staging, record).expect("published");
     let sidecar = File::open(cached.directory.join("image.json")).expect("there");
@@ -79,6 +80,22 @@ fn an_image_that_is_not_whole_is_not_found_and_is_replaced() {
     assert!(cache.find(&key("a")).is_some());
     fs::remove_file(cached.directory.join("image.json")).expect("removed");
     assert!(cache.find(&key("a")).is_none());
+}
+
+#[test]
+fn an_image_of_an_older_version_is_made_again() {
+    let (_directory, cache) = open();
+    let cached = put(&cache, "a", 5000, &[], 0);
+    let sidecar = cached.directory.join("image.json");
+    let mut older: serde_json::Value =
+        serde_json::from_slice(&fs::read(&sidecar).expect("read")).expect("JSON");
+    older["schema"] = 2.into();
+    older.as_object_mut().expect("an object").remove("process");
+    fs::remove_file(&sidecar).expect("removed");
+    fs::write(&sidecar, older.to_string()).expect("written");
+    assert!(cache.find(&key("a")).is_none() && cache.images().is_empty());
+    assert_eq!(put(&cache, "a", 6000, &[], 0).record.process.cmd, ["sh"]);
+    assert_eq!(cache.find(&key("a")).expect("made again").record.bytes, 6000);
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub(crate) struct Global {
     /// Print results, and errors, as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Print errors where results go, for a program that leaves standard error to the progress
+    #[arg(long, global = true, hide = true)]
+    pub(crate) errors_on_stdout: bool,
     /// How to show what is going on
     #[arg(long, global = true, value_enum, default_value_t = ProgressKind::Auto, value_name = "KIND")]
     pub(crate) progress: ProgressKind,

@@ -35,7 +35,10 @@ pub(crate) fn pull(args: &PullArgs, global: &Global) -> Result<()> {
     let progress = progress::progress(global);
     let cached = work.image(&*progress)?;
     let line = format!("{} {}", cached.record.key.hex(), cached.image().display());
-    output::print(global.json, &output::image(&cached, &cache.tags()), &[line])
+    let mut value = output::image(&cached, &cache.tags());
+    // Whoever keeps what was said here sees at this file whether the reference leads somewhere else by now.
+    value["tag"] = json!(cache.tag_path(&work.name(), &work.platform));
+    output::print(global.json, &value, &[line])
 }
 
 /// Makes a disk in a file.

@@ -7,24 +7,31 @@ use openshell_rootfs::build::BuildError;
 use openshell_rootfs::layer::LayerError;
 use openshell_rootfs::limits::Limit;
 
+use super::args::Global;
+
 /// A reference or key that leads to nothing in the cache.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no image {0:?} in the cache")]
 pub(crate) struct NoImage(pub(crate) String);
 
 /// Prints an error and says how the process ends.
-pub(crate) fn print(error: &anyhow::Error, json: bool) -> ExitCode {
+pub(crate) fn print(error: &anyhow::Error, global: &Global) -> ExitCode {
     let text = chain(error);
     let fix = fix(error);
     let missing = error.downcast_ref::<NoImage>().is_some();
-    let line = if json {
+    let line = if global.json {
         serde_json::json!({ "error": text, "fix": fix }).to_string()
     } else {
         let fix = fix.map(|fix| format!("; {fix}")).unwrap_or_default();
         format!("openshell-rootfs: {text}{fix}")
     };
     // There is nobody left to tell when this fails.
-    drop(writeln!(io::stderr(), "{}", line.replace('\n', " ")));
+    let line = line.replace('\n', " ");
+    drop(if global.errors_on_stdout {
+        writeln!(io::stdout(), "{line}")
+    } else {
+        writeln!(io::stderr(), "{line}")
+    });
     ExitCode::from(if missing { 3 } else { 1 })
 }
 

@@ -36,6 +36,6 @@ pub(crate) fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::print(&error, global.json),
+        Err(error) => failure::print(&error, global),
     }
 }

@@ -36,6 +36,7 @@ pub(crate) fn image(cached: &Cached, tags: &[Tag]) -> Value {
         "layers": record.layers,
         "created_unix_s": record.created,
         "used_unix_s": used,
+        "process": record.process,
     })
 }
 

@@ -1,6 +1,7 @@
 //! How a layer is compressed: told by its first bytes, and held against its media type.
 
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 
 use super::inflate::Gunzip;
 use crate::limits::Limits;
@@ -93,6 +94,16 @@ impl<R: BufRead> Decoder<'_, R> {
         })
     }
 
+    /// More uncompressed bytes, in `buffer` or in the one that it is exchanged for. Which bytes of it they are: none at the end.
+    pub(super) fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<Range<usize>> {
+        let filled = match self {
+            Self::None(source) => fill(source, buffer)?,
+            Self::Gzip(decoder) => return decoder.fill(buffer),
+            Self::Zstd(decoder) => fill(decoder, buffer)?,
+        };
+        Ok(0..filled)
+    }
+
     /// What is below: all of it is read when nothing is left to decode.
     pub(super) fn get_mut(&mut self) -> &mut R {
         match self {
@@ -111,4 +122,19 @@ impl<R: BufRead> Read for Decoder<'_, R> {
             Self::Zstd(decoder) => decoder.read(buffer),
         }
     }
+}
+
+fn fill(source: &mut impl Read, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    const BUFFER: usize = 256 << 10;
+    buffer.resize(BUFFER, 0);
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match source.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }

@@ -3,15 +3,15 @@
 //! Bounded on both sides, so that a fast source cannot fill the memory. Either side notices when the other one is gone.
 
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::digest::Hasher;
 
 const BUFFERS: usize = 4;
-const BUFFER: usize = 256 << 10;
 
-/// What crosses the flow: a full buffer, or why there are no more.
-type Item = io::Result<Vec<u8>>;
+/// What crosses the flow: a buffer and which bytes of it count, of which the last one has none, or why there are no more.
+type Item = io::Result<(Vec<u8>, Range<usize>)>;
 
 /// The side that is fed.
 pub(super) struct Sender {
@@ -24,7 +24,7 @@ pub(super) struct Flow {
     full: Receiver<Item>,
     empty: SyncSender<Vec<u8>>,
     buffer: Vec<u8>,
-    at: usize,
+    left: Range<usize>,
     ended: bool,
     hasher: Hasher,
     pub(super) bytes: u64,
@@ -42,7 +42,7 @@ pub(super) fn flow(hasher: Hasher) -> (Sender, Flow) {
         full: full_out,
         empty: empty_in,
         buffer: Vec::new(),
-        at: 0,
+        left: 0..0,
         ended: false,
         hasher,
         bytes: 0,
@@ -51,15 +51,15 @@ pub(super) fn flow(hasher: Hasher) -> (Sender, Flow) {
 }
 
 impl Sender {
-    /// Sends all of `source`. False when nobody reads any more. The reader learns only that there was an error, not which.
-    pub(super) fn send_all(&self, source: &mut impl Read) -> io::Result<bool> {
+    /// Sends all that `fill` puts into buffers, until that is nothing. False when nobody reads any more. The reader learns only that there
+    /// was an error, not which.
+    pub(super) fn send_all(
+        &self,
+        mut fill: impl FnMut(&mut Vec<u8>) -> io::Result<Range<usize>>,
+    ) -> io::Result<bool> {
         while let Ok(mut buffer) = self.empty.recv() {
-            buffer.resize(BUFFER, 0);
-            let (item, result) = match fill(source, &mut buffer) {
-                Ok(filled) => {
-                    buffer.truncate(filled);
-                    (Ok(buffer), Ok(filled == 0))
-                }
+            let (item, result) = match fill(&mut buffer) {
+                Ok(filled) => (Ok((buffer, filled.clone())), Ok(filled.is_empty())),
                 Err(error) => (Err(io::Error::other("decompression failed")), Err(error)),
             };
             let gone = self.full.send(item).is_err();
@@ -74,19 +74,6 @@ impl Sender {
     }
 }
 
-fn fill(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match source.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
 impl Flow {
     /// The hash of everything that was read.
     pub(super) fn into_hasher(self) -> Hasher {
@@ -96,17 +83,17 @@ impl Flow {
 
 impl BufRead for Flow {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.at == self.buffer.len() && !self.ended {
+        if self.left.is_empty() && !self.ended {
             let used = std::mem::take(&mut self.buffer);
-            self.at = 0;
+            self.left = 0..0;
             // The sender may be gone already, having sent its last buffer.
             drop(self.empty.try_send(used));
             match self.full.recv() {
-                Ok(Ok(buffer)) => {
-                    self.ended = buffer.is_empty();
-                    self.hasher.update(&buffer);
-                    self.bytes += buffer.len() as u64;
-                    self.buffer = buffer;
+                Ok(Ok((buffer, filled))) => {
+                    self.ended = filled.is_empty();
+                    self.hasher.update(&buffer[filled.clone()]);
+                    self.bytes += filled.len() as u64;
+                    (self.buffer, self.left) = (buffer, filled);
                 }
                 Ok(Err(error)) => {
                     self.ended = true;
@@ -115,11 +102,11 @@ impl BufRead for Flow {
                 Err(_) => return Err(io::Error::other("the decompressing thread is gone")),
             }
         }
-        Ok(&self.buffer[self.at..])
+        Ok(&self.buffer[self.left.clone()])
     }
 
     fn consume(&mut self, amount: usize) {
-        self.at = self.buffer.len().min(self.at + amount);
+        self.left.start = self.left.end.min(self.left.start + amount);
     }
 }
 

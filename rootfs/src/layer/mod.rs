@@ -7,7 +7,7 @@
 mod compression;
 mod error;
 mod flow;
-mod inflate;
+pub mod inflate;
 mod pack;
 mod read;
 mod sink;

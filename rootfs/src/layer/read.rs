@@ -1,6 +1,7 @@
 //! Reads one layer with two threads.
 
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
@@ -106,10 +107,13 @@ pub fn read(
     let (sender, flow) = flow(Hasher::new(algorithm));
     let mut current = None;
     let (inflated, indexed) = thread::scope(|scope| {
-        let blob = Blob::new(bytes, source, progress);
-        let inflating = thread::Builder::new()
-            .name("inflate".to_owned())
-            .spawn_scoped(scope, move || inflate(blob, source, budget, &sender));
+        let blob = Blob::new(bytes, source, budget, progress);
+        let inflating =
+            thread::Builder::new().name("inflate".to_owned()).spawn_scoped(scope, move || {
+                let inflated = inflate(blob, source, budget, &sender);
+                inflated
+                    .map_err(|error| if budget.is_cancelled() { cancelled(source) } else { error })
+            });
         let inflating = match inflating {
             Ok(handle) => handle,
             Err(error) => return (Err(read_error(source, error)), Ok(None)),
@@ -119,7 +123,7 @@ pub fn read(
     });
     // What broke the bytes explains the archive's end; a broken archive only makes the inflater stop.
     let digest = inflated.map_err(|error| error.at(current))?;
-    let missing = || LayerError::Cancelled { layer: source.name.clone() };
+    let missing = || cancelled(source);
     let (mut layer, diff_id) = indexed?.ok_or_else(missing)?;
     let digest = digest.ok_or_else(missing)?;
     if let Some(stated) = source.diff_id.as_ref().filter(|stated| **stated != diff_id) {
@@ -129,6 +133,10 @@ pub fn read(
     layer.digest = digest;
     layer.diff_id = diff_id;
     Ok(layer)
+}
+
+fn cancelled(source: &LayerSource) -> LayerError {
+    LayerError::Cancelled { layer: source.name.clone() }
 }
 
 fn read_error(source: &LayerSource, error: io::Error) -> LayerError {
@@ -150,7 +158,7 @@ fn inflate<R: Read>(
     let decoder = Decoder::new(blob, compression, window);
     let decoder = decoder.map_err(|error| read_error(source, error))?;
     let mut guarded = Guarded { decoder, source, budget, raw: 0, fault: None };
-    let sent = sender.send_all(&mut guarded);
+    let sent = sender.send_all(|buffer| guarded.fill(buffer));
     let Guarded { mut decoder, fault, .. } = guarded;
     if let Some(fault) = fault {
         return Err(fault);
@@ -229,6 +237,9 @@ fn limit_error(source: &LayerSource, limit: Limit) -> LayerError {
     LayerError::Limit { layer: source.name.clone(), entry: None, limit }
 }
 
+/// What nobody is told: the reason is.
+const GIVEN_UP: &str = "given up";
+
 /// Uncompressed bytes, counted against the limits before anybody sees them.
 struct Guarded<'a, R: Read> {
     decoder: Decoder<'a, Blob<'a, R>>,
@@ -239,11 +250,18 @@ struct Guarded<'a, R: Read> {
 }
 
 impl<R: Read> Guarded<'_, R> {
+    /// More of them, as [`Decoder::fill`] gives them.
+    fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<Range<usize>> {
+        let filled = self.decoder.fill(buffer)?;
+        self.check(filled.len() as u64).map_err(|fault| {
+            self.fault = Some(fault);
+            io::Error::other(GIVEN_UP)
+        })?;
+        Ok(filled)
+    }
+
     fn check(&mut self, read: u64) -> Result<(), LayerError> {
         let limits = self.budget.limits;
-        if self.budget.is_cancelled() {
-            return Err(LayerError::Cancelled { layer: self.source.name.clone() });
-        }
         self.budget.take_raw(read).map_err(|limit| limit_error(self.source, limit))?;
         self.raw += read;
         let allowed = self.decoder.get_mut().consumed.saturating_mul(limits.ratio);
@@ -251,17 +269,6 @@ impl<R: Read> Guarded<'_, R> {
             return Err(limit_error(self.source, Limit::Ratio(limits.ratio)));
         }
         Ok(())
-    }
-}
-
-impl<R: Read> Read for Guarded<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.decoder.read(buffer)?;
-        if let Err(fault) = self.check(read as u64) {
-            self.fault = Some(fault);
-            return Err(io::Error::other("given up"));
-        }
-        Ok(read)
     }
 }
 
@@ -274,16 +281,22 @@ struct Blob<'a, R> {
     found: u64,
     consumed: u64,
     stated: Option<u64>,
+    budget: &'a Budget<'a>,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl<'a, R: Read> Blob<'a, R> {
     const BUFFER: usize = 128 << 10;
 
-    fn new(bytes: R, source: &LayerSource, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
+    fn new(
+        bytes: R,
+        source: &LayerSource,
+        budget: &'a Budget<'a>,
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
         let algorithm = source.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let (buffer, hasher, stated) = (Vec::new(), Hasher::new(algorithm), source.size);
-        Self { bytes, buffer, at: 0, hasher, found: 0, consumed: 0, stated, progress }
+        Self { bytes, buffer, at: 0, hasher, found: 0, consumed: 0, stated, budget, progress }
     }
 
     /// How it is compressed, by its first bytes and its media type.
@@ -316,6 +329,9 @@ impl<'a, R: Read> Blob<'a, R> {
 
     /// Reads more behind what is buffered.
     fn more(&mut self) -> io::Result<()> {
+        if self.budget.is_cancelled() {
+            return Err(io::Error::other(GIVEN_UP));
+        }
         let kept = self.buffer.len();
         self.buffer.resize(kept + Self::BUFFER, 0);
         let read = loop {

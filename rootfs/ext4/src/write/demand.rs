@@ -84,7 +84,7 @@ impl<'a> Demand<'a> {
             index_levels: 0,
         };
         demand.add(Subject::Node(Tree::ROOT), number::ROOT);
-        if let Profile::ReadWrite { size_bytes, .. } = options.profile {
+        if let Profile::ReadWrite { size_bytes, journal: true, .. } = options.profile {
             demand.add(Subject::Journal(journal_blocks(size_bytes)), number::JOURNAL);
         }
         // What is first is also found first when a checker looks for it.

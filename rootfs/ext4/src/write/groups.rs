@@ -241,6 +241,11 @@ fn set_bits(bitmap: &mut [u8; BLOCK], first: u32, count: u32) {
     }
 }
 
+fn count_bits(bitmap: &[u8; BLOCK]) -> u32 {
+    let (words, _) = bitmap.as_chunks();
+    words.iter().map(|word| u64::from_le_bytes(*word).count_ones()).sum()
+}
+
 /// What is to be written for a group.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -275,22 +280,26 @@ impl Group {
         put32(&mut descriptor, group::INODE_BITMAP, tables.inode_bitmap);
         put32(&mut descriptor, group::INODE_TABLE, tables.inode_table);
         let mut flags = group::INODE_ZEROED;
-        let mut bitmap = Box::new(used.group(number).copied().unwrap_or([0; BLOCK]));
-        if geometry.head_groups().any(|head| head == number) {
-            set_bits(&mut bitmap, 0, 1 + geometry.descriptor_blocks);
-        }
-        let free_blocks = blocks - bitmap.iter().map(|byte| byte.count_ones()).sum::<u32>();
+        let head = geometry.head_groups().any(|head| head == number);
+        let head_blocks = if head { 1 + geometry.descriptor_blocks } else { 0 };
         // The last group has an end that is not in every reader's mind.
         let is_last = number + 1 == geometry.groups();
-        let block_bitmap = if lazy && used.group(number).is_none() && !is_last {
-            flags |= group::BLOCK_UNINIT;
-            None
-        } else {
-            set_bits(&mut bitmap, blocks, GROUP_BLOCKS - blocks);
-            let sum = checksum::of_bitmap(seed, &bitmap[..], GROUP_BLOCKS);
-            put16(&mut descriptor, group::BLOCK_BITMAP_CHECKSUM, sum);
-            Some(bitmap)
+        let (block_bitmap, used_blocks) = match used.group(number) {
+            None if lazy && !is_last => {
+                flags |= group::BLOCK_UNINIT;
+                (None, head_blocks)
+            }
+            used => {
+                let mut bitmap = Box::new(used.copied().unwrap_or([0; BLOCK]));
+                set_bits(&mut bitmap, 0, head_blocks);
+                let used_blocks = count_bits(&bitmap);
+                set_bits(&mut bitmap, blocks, GROUP_BLOCKS - blocks);
+                let sum = checksum::of_bitmap(seed, &bitmap[..], GROUP_BLOCKS);
+                put16(&mut descriptor, group::BLOCK_BITMAP_CHECKSUM, sum);
+                (Some(bitmap), used_blocks)
+            }
         };
+        let free_blocks = blocks - used_blocks;
         let inode_bitmap = if lazy && counts.inodes == 0 {
             flags |= group::INODE_UNINIT;
             None

@@ -46,7 +46,7 @@ impl Placed {
         match options.profile {
             Profile::Base => Self::base(demand, None),
             Profile::Around(laid) => Self::base(demand, Some(laid)),
-            Profile::ReadWrite { size_bytes, inodes } => {
+            Profile::ReadWrite { size_bytes, inodes, .. } => {
                 let geometry = Geometry::read_write(size_bytes, inodes, demand.last_number())?;
                 let space = Space::without(0..geometry.blocks, geometry.structures());
                 let full = |Full| WriteError::TooSmall { size_bytes };

@@ -64,12 +64,10 @@ pub(super) fn superblock(fields: &Fields<'_>, geometry: &Geometry, group: u32) -
     match fields.profile {
         Profile::Base | Profile::Around(_) => read_only |= ro_compat::READONLY,
         Profile::ReadWrite { .. } => {
-            compatible |= compat::HAS_JOURNAL;
             incompatible |= incompat::CSUM_SEED;
             put32(b, superblock::CHECKSUM_SEED, Seed::of_uuid(&fields.identity.uuid).0);
         }
     }
-    put32(b, superblock::COMPAT, compatible);
     put32(b, superblock::INCOMPAT, incompatible);
     put32(b, superblock::RO_COMPAT, read_only);
     b[superblock::UUID..][..16].copy_from_slice(&fields.identity.uuid);
@@ -88,6 +86,7 @@ pub(super) fn superblock(fields: &Fields<'_>, geometry: &Geometry, group: u32) -
     put32(b, superblock::BACKUP_GROUPS, geometry.backups[0]);
     put32(b, superblock::BACKUP_GROUPS + 4, geometry.backups[1]);
     if let Some((map, size_bytes)) = &fields.journal {
+        compatible |= compat::HAS_JOURNAL;
         put32(b, superblock::JOURNAL_INODE, number::JOURNAL);
         b[superblock::JOURNAL_BACKUP_TYPE] = 1;
         let copy = &mut b[superblock::JOURNAL_BACKUP..][..inode::MAP_LENGTH + 8];
@@ -95,6 +94,7 @@ pub(super) fn superblock(fields: &Fields<'_>, geometry: &Geometry, group: u32) -
         put32(copy, inode::MAP_LENGTH, low32(size_bytes >> 32));
         put32(copy, inode::MAP_LENGTH + 4, low32(*size_bytes));
     }
+    put32(b, superblock::COMPAT, compatible);
     checksum::seal_superblock(&mut bytes);
     bytes
 }

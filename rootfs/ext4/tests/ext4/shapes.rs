@@ -5,7 +5,7 @@ use openshell_ext4::tree::{
     Device, Holes, Kind, MemoryContents, Metadata, NodeId, Piece, Source, Time, Tree,
 };
 
-use crate::support::{BASE, debugfs, image, plain, read_write, refused, tree};
+use crate::support::{BASE, debugfs, image, plain, read_write, refused, tree, without_journal};
 
 fn file(bytes: impl Into<Vec<u8>>) -> Kind {
     Kind::File(FileData::bytes(bytes.into()))
@@ -23,6 +23,9 @@ fn add(tree: &mut Tree, name: impl AsRef<[u8]>, kind: Kind) -> NodeId {
 fn an_empty_tree() {
     for options in [BASE, read_write(64 << 20), read_write(1 << 30), read_write(64 << 30)] {
         plain(&tree(), &options);
+    }
+    for size in [2 << 20, 64 << 20, 64 << 30] {
+        plain(&tree(), &without_journal(size));
     }
 }
 

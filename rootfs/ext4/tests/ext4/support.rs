@@ -17,7 +17,11 @@ use tempfile::NamedTempFile;
 pub(crate) const BASE: Options = options(Profile::Base);
 
 pub(crate) const fn read_write(size_bytes: u64) -> Options {
-    options(Profile::ReadWrite { size_bytes, inodes: 0 })
+    options(Profile::ReadWrite { size_bytes, inodes: 0, journal: true })
+}
+
+pub(crate) const fn without_journal(size_bytes: u64) -> Options {
+    options(Profile::ReadWrite { size_bytes, inodes: 0, journal: false })
 }
 
 const fn options(profile: Profile) -> Options {

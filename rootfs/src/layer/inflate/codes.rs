@@ -2,11 +2,11 @@
 
 use std::io;
 
-use super::table::{END, EXCEPTION, LITERAL, LONGER, Missing, Table, low};
+use super::table::{END, EXCEPTION, LITERAL, LITERALS, LONGER, Missing, Table, low};
 use super::{BEHIND, CHUNK, HISTORY, Input, PADDING, invalid, truncated};
 
-/// Literals and lengths, of which 288 codes have 2,342 entries at most.
-type Symbols = Table<11, 4096>;
+/// Literals and lengths: the entries of 288 codes are fewer than 8,192.
+type Symbols = Table<12, 8192>;
 /// Distances, of which 32 codes have 402 entries at most.
 type Distances = Table<8, 512>;
 
@@ -16,9 +16,12 @@ const DISTANCES: usize = 32;
 const END_OF_BLOCK: u32 = 256;
 
 /// Bytes that are copied at a time, if a match lies as far back.
-const WIDE: usize = 16;
+const WIDE: usize = 32;
+/// And otherwise, if it lies at least that far.
+const NARROW: usize = 8;
 
 /// The codes of a block.
+#[derive(Debug)]
 pub(super) struct Codes {
     symbols: Symbols,
     distances: Distances,
@@ -106,6 +109,7 @@ impl Codes {
     fn fill(&mut self, symbols: &[u8], distances: &[u8]) -> io::Result<()> {
         let few = |_| invalid("a block's codes are damaged");
         self.symbols.fill(symbols, Missing::AllButOne, symbol).map_err(few)?;
+        self.symbols.join();
         self.distances.fill(distances, Missing::AllButOne, distance).map_err(few)
     }
 
@@ -128,20 +132,14 @@ impl Codes {
             }
             bits.refill(&input.buffer);
             let mut entry = self.symbols.first(bits.bits);
-            if entry & LITERAL != 0 {
-                bits.drop(entry);
-                window[to] = entry.to_le_bytes()[2];
-                to += 1;
+            if entry & LITERALS != 0 {
+                to += bits.literals(entry, window, to);
                 entry = self.symbols.first(bits.bits);
-                if entry & LITERAL != 0 {
-                    bits.drop(entry);
-                    window[to] = entry.to_le_bytes()[2];
-                    to += 1;
+                if entry & LITERALS != 0 {
+                    to += bits.literals(entry, window, to);
                     entry = self.symbols.first(bits.bits);
-                    if entry & LITERAL != 0 {
-                        bits.drop(entry);
-                        window[to] = entry.to_le_bytes()[2];
-                        to += 1;
+                    if entry & LITERALS != 0 {
+                        to += bits.literals(entry, window, to);
                         continue;
                     }
                 }
@@ -151,10 +149,8 @@ impl Codes {
                 if entry & LONGER != 0 {
                     bits.drop(entry);
                     entry = self.symbols.longer(entry, bits.bits);
-                    if entry & LITERAL != 0 {
-                        bits.drop(entry);
-                        window[to] = entry.to_le_bytes()[2];
-                        to += 1;
+                    if entry & LITERALS != 0 {
+                        to += bits.literals(entry, window, to);
                         continue;
                     }
                 }
@@ -194,38 +190,56 @@ impl Codes {
 /// Why a place in a buffer is there: it is looked at before a step how much room is left, and a step has its bounds.
 const BOUNDED: &str = "steps keep within the padding";
 
-const WINDOW: usize = HISTORY + CHUNK + BEHIND;
-type Window = [u8; WINDOW];
+pub(super) const WINDOW: usize = HISTORY + CHUNK + BEHIND;
+pub(super) type Window = [u8; WINDOW];
 
 /// Copies `length` bytes to `to` from `distance` bytes before; what stands behind them may be overwritten.
 #[inline(always)]
-fn copy(window: &mut Window, to: usize, distance: usize, length: usize) {
-    let from = to - distance;
-    if distance >= WIDE {
-        // Most matches are shorter than two chunks: a branch that is taken like all others costs more than a copy.
-        let mut done = 0;
-        loop {
-            for _ in 0..2 {
-                let chunk: [u8; WIDE] = chunk(window, from + done);
-                *window[to + done..].first_chunk_mut().expect(BOUNDED) = chunk;
-                done += WIDE;
-            }
-            if done >= length {
-                return;
-            }
+pub(super) fn copy(window: &mut Window, to: usize, distance: usize, length: usize) {
+    if distance < WIDE {
+        return repeat(window, to, distance, length);
+    }
+    // Most matches fit: a branch that is taken like all others costs less than a copy that is as short as it can be.
+    let mut done = 0;
+    loop {
+        let wide: [u8; WIDE] = chunk(window, to - distance + done);
+        *window[to + done..].first_chunk_mut().expect(BOUNDED) = wide;
+        done += WIDE;
+        if done >= length {
+            return;
         }
     }
+}
+
+/// The same, from less than `WIDE` bytes before.
+#[inline(never)]
+fn repeat(window: &mut Window, to: usize, distance: usize, length: usize) {
+    let mut done = 0;
     if distance == 1 {
-        let byte = window[from];
-        window[to..to + length].fill(byte);
+        let wide = [window[to - 1]; WIDE];
+        while done < length {
+            *window[to + done..].first_chunk_mut().expect(BOUNDED) = wide;
+            done += WIDE;
+        }
         return;
     }
-    // What was copied is copied on, twice as much each time.
-    let (mut there, end) = (distance, distance + length);
-    while there < end {
-        let count = there.min(end - there);
-        window.copy_within(from..from + count, from + there);
-        there += count;
+    if distance >= NARROW {
+        while done < length {
+            let narrow: [u8; NARROW] = chunk(window, to - distance + done);
+            *window[to + done..].first_chunk_mut().expect(BOUNDED) = narrow;
+            done += NARROW;
+        }
+        return;
+    }
+    // As many repetitions as there is room for in a number, the last of which may be cut.
+    let bits = 8 * u32::try_from(distance).unwrap_or(1);
+    let one = u64::from_le_bytes(chunk(window, to - distance)) & ((1 << bits) - 1);
+    let two = one | one << bits;
+    let more = if 2 * bits < u64::BITS { two << (2 * bits) } else { 0 };
+    let pattern = (two | more).to_le_bytes();
+    while done < length {
+        *window[to + done..].first_chunk_mut().expect(BOUNDED) = pattern;
+        done += NARROW - NARROW % distance;
     }
 }
 
@@ -257,6 +271,15 @@ impl Bits {
         self.count -= entry & 63;
     }
 
+    /// Writes the literals of an entry, and says how many they are.
+    #[inline(always)]
+    fn literals(&mut self, entry: u32, window: &mut Window, to: usize) -> usize {
+        self.drop(entry);
+        let bytes = (entry >> 8).to_le_bytes();
+        *window[to..].first_chunk_mut().expect(BOUNDED) = bytes;
+        (entry >> 6 & 3) as usize
+    }
+
     /// What an entry with extra bits stands for.
     #[inline(always)]
     fn value(&mut self, entry: u32) -> usize {
@@ -284,7 +307,7 @@ fn symbol(symbol: u32) -> u32 {
         131, 163, 195, 227, 258,
     ];
     match symbol {
-        0..256 => LITERAL | symbol << 16,
+        0..256 => LITERAL | symbol << 8,
         END_OF_BLOCK => EXCEPTION | END,
         257..286 => {
             let at = (symbol - 257) as usize;

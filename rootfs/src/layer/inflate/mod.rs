@@ -1,7 +1,8 @@
 //! Inflates gzip (RFC 1951, RFC 1952), one member after the other.
 //!
-//! What it writes is at once what matches are copied from, in one buffer that slides. Invariant: every index is checked, and a check
-//! that fails is an error of the input's. The caller's thread reads, inflates and checks the sums of each member.
+//! What it writes is at once what matches are copied from, in one window, which is given away when it is full: only what matches may
+//! refer to is copied to the next one. Invariant: every index is checked, and a check that fails is an error of the input's. The
+//! caller's thread reads, inflates and checks the sums of each member.
 
 mod codes;
 mod table;
@@ -9,14 +10,15 @@ mod table;
 mod tests;
 
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 
-use codes::Codes;
+use codes::{Codes, WINDOW};
 
 /// How far back a match reaches.
 const HISTORY: usize = 32 << 10;
 /// Bytes that are inflated at a time.
-const CHUNK: usize = 128 << 10;
-/// What one step may write past the end of those: three literals, or a match and the rest of a copy.
+const CHUNK: usize = 256 << 10;
+/// What one step may write past the end of those: nine literals, a match and the rest of a copy.
 const BEHIND: usize = 512;
 /// Bytes of the input that are held.
 const INPUT: usize = 64 << 10;
@@ -26,10 +28,11 @@ const PADDING: usize = 32;
 const HEADER: usize = 1024;
 
 /// Uncompressed bytes of a gzip file.
-pub(super) struct Gunzip<R> {
+#[derive(Debug)]
+pub struct Gunzip<R> {
     source: R,
     input: Input,
-    window: Box<[u8]>,
+    window: Vec<u8>,
     /// The window's bytes up to here were read, and up to there inflated.
     taken: usize,
     filled: usize,
@@ -43,6 +46,7 @@ pub(super) struct Gunzip<R> {
 }
 
 /// Compressed bytes, by bits.
+#[derive(Debug)]
 struct Input {
     buffer: Box<[u8]>,
     at: usize,
@@ -78,13 +82,13 @@ fn truncated() -> io::Error {
 }
 
 impl<R: BufRead> Gunzip<R> {
-    pub(super) fn new(source: R) -> Self {
-        let zeros = |length| vec![0; length].into_boxed_slice();
-        let buffer = zeros(INPUT + PADDING);
+    /// Those of the file that `source` has, to its end.
+    pub fn new(source: R) -> Self {
+        let buffer = vec![0; INPUT + PADDING].into_boxed_slice();
         Self {
             source,
             input: Input { buffer, at: 0, end: 0, is_end: false, bits: 0, count: 0 },
-            window: zeros(HISTORY + CHUNK + BEHIND),
+            window: vec![0; WINDOW],
             taken: 0,
             filled: 0,
             floor: 0,
@@ -99,28 +103,61 @@ impl<R: BufRead> Gunzip<R> {
         &mut self.source
     }
 
+    /// Inflates until `buffer`, or rather the one that it is exchanged for, is full or nothing is left. Which bytes of it they are: none
+    /// at the end.
+    ///
+    /// # Errors
+    ///
+    /// What reading `source` gives, [`InvalidData`](io::ErrorKind::InvalidData) where it is not gzip, and
+    /// [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) where it is cut off.
+    pub fn fill(&mut self, buffer: &mut Vec<u8>) -> io::Result<Range<usize>> {
+        while !self.is_full() && !self.is_done() {
+            self.advance()?;
+        }
+        let new = self.taken..self.filled;
+        buffer.resize(WINDOW, 0);
+        let kept = self.filled.min(HISTORY);
+        buffer[..kept].copy_from_slice(&self.window[self.filled - kept..self.filled]);
+        std::mem::swap(&mut self.window, buffer);
+        self.forget(self.filled - kept);
+        self.taken = self.filled;
+        Ok(new)
+    }
+
     /// Inflates until there is something to be read, or all of it is.
     fn more(&mut self) -> io::Result<()> {
-        while self.filled == self.taken && !matches!(self.state, State::Done) {
-            if self.filled >= HISTORY + CHUNK {
-                self.slide();
+        while self.filled == self.taken && !self.is_done() {
+            if self.is_full() {
+                self.window.copy_within(self.filled - HISTORY..self.filled, 0);
+                self.taken = HISTORY;
+                self.forget(self.filled - HISTORY);
             }
-            let before = self.filled;
-            self.state = self.step()?;
-            let new = &self.window[before..self.filled];
-            self.sum.update(new);
-            self.length = self.length.wrapping_add(u32::try_from(new.len()).unwrap_or(0));
+            self.advance()?;
         }
         Ok(())
     }
 
-    /// Makes room behind what matches may refer to.
-    fn slide(&mut self) {
-        let by = self.filled - HISTORY;
-        self.window.copy_within(by..self.filled, 0);
-        self.filled -= by;
-        self.taken -= by;
-        self.floor = self.floor.saturating_sub(by);
+    fn is_full(&self) -> bool {
+        self.filled >= HISTORY + CHUNK
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.state, State::Done)
+    }
+
+    /// Notes that the first `count` bytes of the window are gone.
+    fn forget(&mut self, count: usize) {
+        self.filled -= count;
+        self.floor = self.floor.saturating_sub(count);
+    }
+
+    fn advance(&mut self) -> io::Result<()> {
+        let before = self.filled;
+        self.state = self.step()?;
+        let new = &self.window[before..self.filled];
+        self.sum.update(new);
+        self.length = self.length.wrapping_add(u32::try_from(new.len()).unwrap_or(0));
+        Ok(())
     }
 
     fn step(&mut self) -> io::Result<State> {

@@ -4,8 +4,11 @@
 //! lead to a part of the table behind it. Invariant: every index that bits can make holds an entry, of what there is or of what is
 //! not valid, so that no input leads outside.
 
-/// A literal byte, in bits 16 to 23. Bits 0 to 5 of every entry say how many bits it uses up.
-pub(super) const LITERAL: u32 = 1 << 31;
+/// One literal byte, in bits 8 to 15. Up to three stand in one entry: bits 6 and 7 say how many, and are zero in all others. Bits 0
+/// to 5 of every entry say how many bits it uses up.
+pub(super) const LITERAL: u32 = 1 << 6;
+/// What is not zero in an entry with literals.
+pub(super) const LITERALS: u32 = 3 << 6;
 /// Neither a literal nor a length or distance.
 pub(super) const EXCEPTION: u32 = 1 << 15;
 /// An exception: the rest of a long code is looked up from the index in bits 16 to 30 on, by as many bits as bits 8 to 11 say.
@@ -84,6 +87,27 @@ impl<const BITS: u32, const SIZE: usize> Table<BITS, SIZE> {
         self.put(&sorted, &mut counts, entry)
     }
 
+    /// Puts literals that follow each other within the table's index into one entry, up to three.
+    pub(super) fn join(&mut self) {
+        // An entry leads to smaller indices, which still have one literal each.
+        for index in (0..1_usize << BITS).rev() {
+            let mut entry = self.entries[index];
+            if entry & LITERALS == 0 {
+                continue;
+            }
+            for shift in [16, 24] {
+                let used = entry & 63;
+                let next = self.entries[index >> used];
+                if next & LITERALS == 0 || used + (next & 63) > BITS {
+                    break;
+                }
+                let literal = (next >> 8 & 0xff) << shift;
+                entry = (entry + LITERAL + (next & 63)) | literal;
+            }
+            self.entries[index] = entry;
+        }
+    }
+
     fn put(
         &mut self,
         sorted: &[u16],
@@ -114,7 +138,7 @@ impl<const BITS: u32, const SIZE: usize> Table<BITS, SIZE> {
                 };
                 let filled = self.entries.get_mut(start..size).ok_or(Invalid)?;
                 // The lengths of a code and of what follows it are added up where both are used at once.
-                let value = symbol + used + if symbol & LITERAL == 0 { used << 8 } else { 0 };
+                let value = symbol + used + if symbol & LITERALS == 0 { used << 8 } else { 0 };
                 filled.iter_mut().step_by(1 << used).for_each(|place| *place = value);
                 counts[length as usize] -= 1;
                 at += 1;

@@ -6,7 +6,8 @@ use flate2::{Compression, GzBuilder};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::Gunzip;
+use super::codes::{WINDOW, Window, copy};
+use super::{CHUNK, Gunzip, HISTORY};
 
 /// Everything that is inflated before the end or an error, read by so many bytes at a time from buffers of so many.
 fn ours(bytes: &[u8], capacity: usize, step: usize) -> (Vec<u8>, io::Result<()>) {
@@ -77,6 +78,45 @@ fn every_level_and_every_way_to_read_gives_the_same_bytes() {
 }
 
 #[test]
+fn windows_that_are_given_away_hold_the_same_bytes() {
+    let bytes = mixed(1_500_000);
+    let packed = [gzip(&bytes, 6), gzip(&bytes[..70_000], 1)].concat();
+    let expected = [&bytes[..], &bytes[..70_000]].concat();
+    let mut decoder = Gunzip::new(&packed[..]);
+    let (mut found, mut buffer) = (Vec::new(), Vec::new());
+    loop {
+        let new = decoder.fill(&mut buffer).expect("sound");
+        if new.is_empty() {
+            break;
+        }
+        found.extend_from_slice(&buffer[new]);
+        // Nothing of what was given away is needed.
+        buffer.fill(0xee);
+    }
+    assert!(found == expected);
+    assert!(decoder.fill(&mut buffer).expect("nothing more").is_empty());
+}
+
+#[test]
+fn matches_of_every_distance_and_length_are_copied() {
+    let noise: Vec<u8> = mixed(WINDOW);
+    let mut window: Box<Window> = noise[..WINDOW].to_vec().try_into().expect("as long");
+    for distance in (1..70).chain([HISTORY - 1, HISTORY]) {
+        for length in 3..=258 {
+            // As far back and as far in front as a step gets.
+            for to in [distance, HISTORY + CHUNK + 8] {
+                let mut expected = noise[to - distance..to + length].to_vec();
+                (0..length).for_each(|at| expected[distance + at] = expected[at]);
+                window[to - distance..to].copy_from_slice(&noise[to - distance..to]);
+                copy(&mut window, to, distance, length);
+                let found = &window[to - distance..to + length];
+                assert!(found == expected, "{length} bytes from {distance} bytes before {to}");
+            }
+        }
+    }
+}
+
+#[test]
 fn headers_and_members_are_passed_over_as_the_format_says() {
     let header = GzBuilder::new().extra(vec![7; 70]).filename("name").comment("what it is");
     let mut encoder = header.write(Vec::new(), Compression::best());
@@ -132,6 +172,29 @@ fn same(bytes: &[u8]) {
     }
 }
 
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+
+/// Of blocks: what comes out of them, with the sums made right, or that they are refused.
+#[track_caller]
+fn same_blocks(blocks: &[u8]) {
+    let mut decoder = flate2::bufread::DeflateDecoder::new(blocks);
+    let (mut expected, other) = all(&mut decoder, 1 << 16);
+    if other.is_err() {
+        // Zeros behind blocks that are cut off do not make them whole.
+        expected.clear();
+    }
+    let used = usize::try_from(decoder.total_in()).expect("of memory");
+    let mut sum = flate2::Crc::new();
+    sum.update(&expected);
+    let sums = [sum.sum().to_le_bytes(), sum.amount().to_le_bytes()].concat();
+    let whole = [&HEADER[..], &blocks[..used], &sums].concat();
+    let (found, result) = ours(&whole, 1 << 16, 1 << 16);
+    assert_eq!(result.is_ok(), other.is_ok(), "{result:?}, {other:?}: {blocks:02x?}");
+    if other.is_ok() {
+        assert!(found == expected, "{blocks:02x?}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_packed_comes_back(
@@ -147,7 +210,22 @@ proptest! {
 
     #[test]
     fn any_blocks_are_taken_or_refused_alike(blocks in vec(any::<u8>(), 0..300)) {
-        let header = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-        same(&[&header[..], &blocks].concat());
+        same_blocks(&blocks);
+    }
+
+    #[test]
+    fn damaged_blocks_are_taken_or_refused_alike(
+        parts in vec((vec(0..8_u8, 1..40), 1..30_usize), 0..20),
+        level in 0..10_u32,
+        damage in vec((any::<usize>(), any::<u8>()), 0..4),
+    ) {
+        let bytes: Vec<u8> = parts.iter().flat_map(|(part, times)| part.repeat(*times)).collect();
+        let packed = gzip(&bytes, level);
+        let mut blocks = packed[HEADER.len()..packed.len() - 8].to_vec();
+        for (at, value) in damage {
+            let length = blocks.len();
+            blocks[at % length] ^= value;
+        }
+        same_blocks(&blocks);
     }
 }
