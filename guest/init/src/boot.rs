@@ -1,6 +1,6 @@
 //! The steps from PID 1's first instruction to the main process, in their order, and what follows its end.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use rustix::fs::Mode;
@@ -10,16 +10,16 @@ use crate::config::{self, Config};
 use crate::disks;
 use crate::failure::{Failure, Step};
 use crate::files::{self, Given};
-use crate::machine::{Machine, Outcome};
+use crate::machine::{Machine, Outcome, Storage};
 use crate::process::{self, Accounts, Main};
 use crate::reap::Watch;
-use crate::{clock, mounts, network, texts};
+use crate::{agent, clock, mounts, network, texts};
 
 /// Runs the machine from its beginning to its end.
 pub fn run() -> ! {
     let machine = Machine::find();
     machine.mark();
-    let mut storage = None;
+    let mut storage = Storage::Kept(None);
     let outcome = match main_process(&mut storage) {
         Ok(outcome) => outcome,
         Err(failure) => {
@@ -27,7 +27,7 @@ pub fn run() -> ! {
             Outcome::Code(failure.exit_code())
         }
     };
-    machine.end(outcome, storage.as_ref())
+    machine.end(outcome, &storage)
 }
 
 /// Ends the machine with `code` for a main process that is PID 1 itself.
@@ -35,30 +35,40 @@ pub fn exit(code: u8) -> ! {
     if let Ok(mut watch) = Watch::begin() {
         watch.end_the_rest();
     }
-    Machine::find().end(Outcome::Code(code), None)
+    Machine::find().end(Outcome::Code(code), &Storage::Kept(None))
 }
 
-fn main_process(storage: &mut Option<File>) -> Result<Outcome, Failure> {
+fn main_process(storage: &mut Storage) -> Result<Outcome, Failure> {
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let mut watch = Watch::begin()?;
-    let result = prepare(storage).and_then(|(config, main)| {
+    let result = prepare(storage).and_then(|(config, mut main)| {
         if config.process.pid1 {
             return Err(main.replace());
         }
+        let streams = main.take_ends().map(agent::Streams::connect).transpose()?;
         let main = main.start()?;
+        let agent = config.agent.then(|| agent::start(&config.process, main, streams));
+        let agent = agent.transpose()?;
         // Nothing shall keep the directory that the process started in.
         drop(std::env::set_current_dir("/"));
-        Ok(watch.until_end_of(main))
+        let outcome = watch.until_end_of(main);
+        if let Some(mut agent) = agent
+            && agent.tell(outcome)
+        {
+            watch.until_end_of_agent(agent.pid);
+        }
+        Ok(outcome)
     });
     watch.end_the_rest();
     result
 }
 
-fn prepare(storage: &mut Option<File>) -> Result<(Config, Main), Failure> {
+fn prepare(storage: &mut Storage) -> Result<(Config, Main), Failure> {
     let words = disks::start()?;
     disks::mount_config(&words)?;
     let (config, given) = read_config()?;
-    *storage = disks::mount_root(&words)?;
+    let directory = disks::mount_root(&words)?;
+    *storage = if config.volatile { Storage::Volatile } else { Storage::Kept(directory) };
     disks::pivot()?;
     mounts::all()?;
     clock::not_before(config.clock_unix_ms)?;

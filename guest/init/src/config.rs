@@ -39,6 +39,12 @@ pub struct Config {
     /// Commands to run before the main process.
     #[serde(default)]
     pub hooks: Vec<Vec<String>>,
+    /// Whether the host's agent runs beside the main process.
+    #[serde(default)]
+    pub agent: bool,
+    /// Whether what is written on the read-write disk goes with the machine.
+    #[serde(default)]
+    pub volatile: bool,
     /// The main process.
     pub process: Process,
 }
@@ -175,12 +181,30 @@ pub struct Process {
     /// Supplementary groups.
     #[serde(default)]
     pub groups: Vec<String>,
-    /// Whether the console is its terminal.
+    /// Whether it has a terminal: the console, or one of its own when the host carries its streams.
     #[serde(default)]
     pub tty: bool,
+    /// Whether the host carries its streams.
+    #[serde(default)]
+    pub streams: Option<Streams>,
     /// Whether it takes the place of PID 1.
     #[serde(default)]
     pub pid1: bool,
+}
+
+/// Streams of the main process that the host carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Streams {
+    /// Whether it has an input.
+    #[serde(default)]
+    pub input: bool,
+    /// The first size of its terminal; 0 is the usual one.
+    #[serde(default)]
+    pub columns: u16,
+    /// As `columns`.
+    #[serde(default)]
+    pub rows: u16,
 }
 
 impl Process {
@@ -233,6 +257,12 @@ impl Config {
         bound(self.hooks.len(), LISTED_MAX, "hooks")?;
         for hook in &self.hooks {
             command(hook, "hook")?;
+        }
+        if self.agent && self.process.pid1 {
+            return Err("agent needs a first process: process.pid1 cannot be true".to_owned());
+        }
+        if self.process.streams.is_some() && !self.agent {
+            return Err("process.streams need agent to be true".to_owned());
         }
         self.process.check()
     }

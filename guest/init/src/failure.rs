@@ -40,6 +40,7 @@ pub enum Step {
     Directories,
     Hook,
     User,
+    Agent,
     Exec,
     Bug,
 }
@@ -67,6 +68,7 @@ impl Step {
             Self::Directories => "directories",
             Self::Hook => "hook",
             Self::User => "user",
+            Self::Agent => "agent",
             Self::Exec => "exec",
             Self::Bug => "bug",
         }

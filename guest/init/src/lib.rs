@@ -5,6 +5,7 @@
 //! [`failure::Failure`], which becomes the one line that the host sees; nothing is retried without a bound.
 
 pub mod accounts;
+pub mod agent;
 pub mod boot;
 pub mod clock;
 pub mod cmdline;
@@ -21,6 +22,8 @@ pub mod network;
 pub mod process;
 pub mod reap;
 pub mod stop;
+pub mod streams;
 pub mod sys;
+pub mod terminal;
 pub mod texts;
 pub mod tools;

@@ -27,6 +27,15 @@ pub struct Machine {
     device: Option<EventDevice>,
 }
 
+/// What is done with what the guest wrote.
+#[derive(Debug)]
+pub enum Storage {
+    /// Nobody will look at it.
+    Volatile,
+    /// It is brought in order: all disks, and the file system of this directory so that it is as if it was unmounted.
+    Kept(Option<File>),
+}
+
 impl Machine {
     /// Looks for the event device.
     #[must_use]
@@ -46,12 +55,14 @@ impl Machine {
         drop(writeln!(std::io::stderr(), "{line}"));
     }
 
-    /// Ends the machine. `storage` is a directory on the read-write disk, if there is one.
-    pub fn end(&self, outcome: Outcome, storage: Option<&File>) -> ! {
-        rustix::fs::sync();
-        if let Some(directory) = storage {
-            // A disk that cannot be frozen is synced all the same; its journal is replayed at the next start.
-            _ = storage::freeze(directory.as_fd());
+    /// Ends the machine.
+    pub fn end(&self, outcome: Outcome, storage: &Storage) -> ! {
+        if let Storage::Kept(directory) = storage {
+            rustix::fs::sync();
+            if let Some(directory) = directory {
+                // A disk that cannot be frozen is synced all the same; its journal is replayed at the next start.
+                _ = storage::freeze(directory.as_fd());
+            }
         }
         for stream in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
             _ = rustix::termios::tcdrain(stream);

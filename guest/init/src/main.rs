@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use openshell_init::failure::{BOOT_FAILED, Failure, Step};
-use openshell_init::machine::{Machine, Outcome};
+use openshell_init::machine::{Machine, Outcome, Storage};
 use openshell_init::{boot, tools};
 use rustix::process::{Pid, getpid};
 
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|at| format!("{}:{}", at.file(), at.line()));
         Machine::say(&Failure::new(Step::Bug, info.to_string()).path(place.unwrap_or_default()));
-        Machine::find().end(Outcome::Code(BOOT_FAILED), None);
+        Machine::find().end(Outcome::Code(BOOT_FAILED), &Storage::Kept(None));
     }));
     match exit_code(&args) {
         Some(code) => boot::exit(code),

@@ -13,6 +13,8 @@ use crate::config::{Directory, Process};
 use crate::environment;
 use crate::failure::{Failure, NOT_FOUND, NOT_RUNNABLE, Step};
 use crate::files;
+use crate::streams::{self, Ends};
+use crate::sys::execute::Program;
 use crate::sys::spawn::{self, Place};
 
 /// Group of terminals, as devpts has it.
@@ -87,6 +89,7 @@ pub fn hook(args: &[String], process: &Process) -> Result<(), Failure> {
 pub struct Main {
     command: Command,
     program: String,
+    ends: Option<Ends>,
 }
 
 impl Main {
@@ -104,20 +107,33 @@ impl Main {
         }
         std::env::set_current_dir(cwd).map_err(step.io(cwd))?;
         let path = variables.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_str());
-        let (name, args) = process.args.split_first().expect("it was checked when it was read");
+        let name = process.args.first().expect("it was checked when it was read");
         let program = find(name, path.unwrap_or_default())?;
         let mut command = Command::new(&program);
-        command.arg0(name).args(args).env_clear().envs(variables).stdin(Stdio::null());
+        command.stdin(Stdio::null());
         let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups);
         let mut place = Place { uid, gid, groups, terminal: None };
-        if process.tty {
+        let mut ends = None;
+        if let Some(wanted) = &process.streams {
+            ends = Some(streams::connect(&mut command, &mut place, wanted, process.tty)?);
+        } else if process.tty {
             let terminal = terminal(uid)?;
             let clone = || terminal.try_clone().map_err(step.io("terminal"));
             command.stdin(clone()?).stdout(clone()?).stderr(clone()?);
             place.terminal = Some(terminal.into());
         }
         spawn::settle(&mut command, place);
-        Ok(Self { command, program })
+        let arguments = process.args.iter().map(|argument| argument.clone().into_bytes());
+        let variables =
+            variables.iter().map(|(name, value)| format!("{name}={value}").into_bytes());
+        let executable = Program::new(program.clone().into_bytes(), arguments, variables);
+        executable.map_err(step.io(&program))?.replace(&mut command);
+        Ok(Self { command, program, ends })
+    }
+
+    /// The other ends of its streams, once, when the host carries them.
+    pub fn take_ends(&mut self) -> Option<Ends> {
+        self.ends.take()
     }
 
     /// Starts it as a child.

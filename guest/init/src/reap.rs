@@ -13,8 +13,8 @@ use rustix::process::{
 
 use crate::failure::{Failure, Step};
 use crate::machine::Outcome;
-use crate::stop;
-use crate::sys::signals;
+use crate::stop::{self, Request};
+use crate::sys::signals::{self, send};
 
 /// What the main process is told when PID 1 is.
 const FORWARDED: [libc::c_int; 7] = [
@@ -26,6 +26,8 @@ const FORWARDED: [libc::c_int; 7] = [
     libc::SIGUSR2,
     libc::SIGWINCH,
 ];
+/// How long the host may take to read what is left when it wants the machine to end.
+const AFTER_STOP: Duration = Duration::from_secs(1);
 const AFTER_TERM: Duration = Duration::from_secs(1);
 const AFTER_KILL: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,8 @@ const AFTER_KILL: Duration = Duration::from_secs(2);
 pub struct Watch {
     signals: OwnedFd,
     requests: Option<OwnedFd>,
+    /// The host wants the machine to end.
+    stopping: bool,
 }
 
 impl Watch {
@@ -45,7 +49,7 @@ impl Watch {
         let mut diverted = FORWARDED.to_vec();
         diverted.push(libc::SIGCHLD);
         let signals = signals::divert(&diverted).map_err(Step::Start.at("signalfd"))?;
-        Ok(Self { signals, requests: stop::listen() })
+        Ok(Self { signals, requests: stop::listen(), stopping: false })
     }
 
     /// Waits until `main` has ended. Orphans that end meanwhile are reaped.
@@ -65,10 +69,31 @@ impl Watch {
                     _ = kill_process(main, signal);
                 }
             }
-            if let Some(time) = self.request() {
-                _ = kill_process(main, Signal::TERM);
-                kill_at = Some(Instant::now() + time);
+            match self.request() {
+                Some(Request::Stop(time, signal)) => {
+                    self.stopping = true;
+                    send(main, signal);
+                    kill_at = Some(Instant::now() + time);
+                }
+                Some(Request::Signal(signal)) => send(main, signal),
+                None => {}
             }
+        }
+    }
+
+    /// Waits until the agent has ended: it has told the host all that the main process wrote, as fast as the host takes it. A host that
+    /// wants the machine to end has to take it at once.
+    pub fn until_end_of_agent(&mut self, agent: Pid) {
+        let mut ends = None;
+        while is_child(agent) {
+            if self.stopping && ends.is_none() {
+                ends = Some(Instant::now() + AFTER_STOP);
+            }
+            if ends.is_some_and(|ends| ends <= Instant::now()) {
+                return;
+            }
+            self.wait(ends);
+            self.stopping |= matches!(self.request(), Some(Request::Stop(..)));
         }
     }
 
@@ -109,7 +134,7 @@ impl Watch {
         came
     }
 
-    fn request(&self) -> Option<Duration> {
+    fn request(&self) -> Option<Request> {
         stop::hear(self.requests.as_ref()?)
     }
 }
@@ -147,6 +172,13 @@ fn outcome_of(code: Option<i32>, signal: Option<i32>) -> Outcome {
 fn has_children() -> bool {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(WaitId::All, options), Err(Errno::CHILD))
+}
+
+/// Whether this is a child that has not ended. Others that have are reaped.
+fn is_child(pid: Pid) -> bool {
+    reap(None);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(waitid(WaitId::Pid(pid), options), Err(Errno::CHILD))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The host's request to stop: one line on a vsock connection.
+//! The host's requests, to stop or to signal the main process: one line on a vsock connection.
 //!
 //! Invariant: a peer is heard for at most [`PATIENCE`] and [`LINE_MAX`] bytes; whatever else it sends is no request.
 
@@ -16,6 +16,8 @@ const PORT: u32 = 1023;
 const PATIENCE: Duration = Duration::from_secs(2);
 const LINE_MAX: usize = 32;
 const SECONDS_MAX: u64 = 3600;
+const SIGTERM: u64 = 15;
+const SIGNAL_MAX: i32 = 64;
 
 /// Listens for requests; nothing on a machine without vsock.
 #[must_use]
@@ -23,9 +25,18 @@ pub fn listen() -> Option<OwnedFd> {
     vsock::listen_on(PORT).ok()
 }
 
-/// Hears the peer that waits at `listener`: how long the main process may take, if it asked to stop.
+/// What the host wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// The main process shall end: it gets this signal, and SIGKILL after the time.
+    Stop(Duration, i32),
+    /// The main process gets this signal.
+    Signal(i32),
+}
+
+/// Hears the peer that waits at `listener`.
 #[must_use]
-pub fn hear(listener: &OwnedFd) -> Option<Duration> {
+pub fn hear(listener: &OwnedFd) -> Option<Request> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let peer = accept_with(listener, flags).ok()?;
     let ends = Instant::now() + PATIENCE;
@@ -47,16 +58,36 @@ pub fn hear(listener: &OwnedFd) -> Option<Duration> {
             return None;
         }
     }
-    let time = parse(&line)?;
+    let request = parse(&line)?;
     // Who asked may be gone; the request stands.
     _ = send(&peer, b"OK\n", SendFlags::NOSIGNAL);
-    Some(time)
+    Some(request)
 }
 
-fn parse(line: &[u8]) -> Option<Duration> {
+fn parse(line: &[u8]) -> Option<Request> {
     let text = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
-    let digits = text.strip_prefix("STOP ").filter(|text| !text.starts_with('+'))?;
-    digits.parse().ok().filter(|seconds| *seconds <= SECONDS_MAX).map(Duration::from_secs)
+    let mut words = text.split(' ');
+    let verb = words.next()?;
+    let numbers: Vec<u64> = words.map(number).collect::<Option<_>>()?;
+    match (verb, &numbers[..]) {
+        ("STOP", &[seconds]) => stop(seconds, SIGTERM),
+        ("STOP", &[seconds, signal]) => stop(seconds, signal),
+        ("SIGNAL", &[signal]) => Some(Request::Signal(signal_number(signal)?)),
+        _ => None,
+    }
+}
+
+fn stop(seconds: u64, signal: u64) -> Option<Request> {
+    let time = Some(seconds).filter(|seconds| *seconds <= SECONDS_MAX)?;
+    Some(Request::Stop(Duration::from_secs(time), signal_number(signal)?))
+}
+
+fn number(word: &str) -> Option<u64> {
+    word.parse().ok().filter(|_| word.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn signal_number(number: u64) -> Option<i32> {
+    i32::try_from(number).ok().filter(|number| (1..=SIGNAL_MAX).contains(number))
 }
 
 #[cfg(test)]
@@ -67,27 +98,42 @@ mod tests {
 
     #[test]
     fn a_request_is_one_exact_line() {
+        let stop = |seconds, signal| Some(Request::Stop(Duration::from_secs(seconds), signal));
         for (line, expected) in [
-            ("STOP 10\n", Some(10)),
-            ("STOP 0\n", Some(0)),
-            ("STOP 3600\n", Some(3600)),
+            ("STOP 10\n", stop(10, 15)),
+            ("STOP 0\n", stop(0, 15)),
+            ("STOP 3600\n", stop(3600, 15)),
+            ("STOP 5 2\n", stop(5, 2)),
+            ("STOP 5 64\n", stop(5, 64)),
+            ("SIGNAL 10\n", Some(Request::Signal(10))),
             ("STOP 3601\n", None),
             ("STOP\n", None),
             ("STOP 1", None),
             ("STOP -1\n", None),
             ("STOP +1\n", None),
+            ("STOP 1 0\n", None),
+            ("STOP 1 65\n", None),
+            ("STOP 1 2 3\n", None),
+            ("STOP  1\n", None),
             ("stop 1\n", None),
             ("STOP 1\nSTOP 2\n", None),
+            ("SIGNAL\n", None),
+            ("SIGNAL 0\n", None),
+            ("SIGNAL 9 9\n", None),
         ] {
-            assert_eq!(parse(line.as_bytes()), expected.map(Duration::from_secs), "{line:?}");
+            assert_eq!(parse(line.as_bytes()), expected, "{line:?}");
         }
     }
 
     proptest! {
         #[test]
         fn any_line_is_judged(line in proptest::collection::vec(any::<u8>(), 0..40)) {
-            if let Some(time) = parse(&line) {
-                prop_assert!(time.as_secs() <= SECONDS_MAX);
+            match parse(&line) {
+                Some(Request::Stop(time, signal)) => {
+                    prop_assert!(time.as_secs() <= SECONDS_MAX && (1..=64).contains(&signal));
+                }
+                Some(Request::Signal(signal)) => prop_assert!((1..=64).contains(&signal)),
+                None => {}
             }
         }
     }

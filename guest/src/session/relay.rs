@@ -1,16 +1,17 @@
 //! One relayed connection: from a stream of the gateway to a socket of the guest.
 //!
 //! Invariant: each half closes by itself, so that an end of file on one side is one on the other; what is in flight is
-//! bounded by [`FRAMES`] of at most [`CHUNK`] bytes and the windows of HTTP/2.
+//! bounded by [`FRAMES`] of at most [`RELAY_CHUNK_BYTES`] and the windows of HTTP/2.
 
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 use openshell_proto::v1::relay_frame::Payload;
 use openshell_proto::v1::relay_open::Target;
 use openshell_proto::v1::{RelayFrame, RelayInit, TcpRelayTarget};
+use openshell_proto::window::RELAY_CHUNK_BYTES;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -20,7 +21,6 @@ use tonic::Status;
 use crate::connect::Client;
 use crate::ssh::forward::loopback;
 
-const CHUNK: usize = 64 << 10;
 const FRAMES: usize = 4;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long the gateway may take to answer a relay stream.
@@ -104,11 +104,12 @@ async fn both_ways(
 
 /// Sends what the guest writes, until its end or until nobody takes it.
 async fn up(mut read: impl AsyncRead + Unpin, frames: mpsc::Sender<RelayFrame>) {
-    let mut buffer = BytesMut::with_capacity(CHUNK);
+    let mut buffer = BytesMut::with_capacity(RELAY_CHUNK_BYTES);
     loop {
-        buffer.reserve(CHUNK);
+        buffer.reserve(RELAY_CHUNK_BYTES);
+        let mut chunk = (&mut buffer).limit(RELAY_CHUNK_BYTES);
         let len = tokio::select! {
-            read = read.read_buf(&mut buffer) => read.unwrap_or(0),
+            read = read.read_buf(&mut chunk) => read.unwrap_or(0),
             () = frames.closed() => 0,
         };
         if len == 0 {

@@ -207,24 +207,67 @@ async fn a_signal_reaches_the_process() {
     assert_eq!((said.text().as_str(), said.status), ("caught\n", Some(3)));
 }
 
+/// Runs a script that prints its number and goes on, and waits for the number.
+async fn endless(client: &client::Handle<Client>, prepare: &str) -> (Channel<client::Msg>, String) {
+    let mut channel = client.channel_open_session().await.unwrap();
+    let script = format!("{prepare}; echo $$; while :; do sleep 0.05; done");
+    channel.exec(true, script).await.unwrap();
+    let mut text = String::new();
+    while !text.ends_with('\n') {
+        if let ChannelMsg::Data { data } = channel.wait().await.unwrap() {
+            text.push_str(std::str::from_utf8(&data).unwrap());
+        }
+    }
+    (channel, format!("/proc/{}", text.trim()))
+}
+
+async fn ends(process: &str) {
+    let ends = Instant::now() + Duration::from_secs(60);
+    while Path::new(process).exists() {
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap_or_default();
+        assert!(Instant::now() < ends, "the process goes on: {status}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_process_of_a_client_that_has_gone_is_ended() {
     let server = Server::start();
+    for prepare in [":", "trap '' HUP"] {
+        let client = server.client().await;
+        let (channel, process) = endless(&client, prepare).await;
+        drop(channel);
+        drop(client);
+        ends(&process).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_of_a_closed_channel_is_ended_and_the_others_go_on() {
+    let server = Server::start();
+    let client = server.client().await;
+    let (closed, process) = endless(&client, ":").await;
+    let (kept, other) = endless(&client, ":").await;
+    closed.close().await.unwrap();
+    ends(&process).await;
+    assert!(Path::new(&other).exists());
+    drop((closed, kept, client));
+    ends(&other).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_is_told_before_it_is_ended() {
+    let server = Server::start();
+    let client = server.client().await;
     let directory = tempfile::tempdir().unwrap();
     let mark = directory.path().join("mark");
-    let client = server.client().await;
-    let mut channel = client.channel_open_session().await.unwrap();
-    let touch = format!("touch {}", mark.display());
-    let script = format!("trap '{touch}; exit' HUP; echo ready; while :; do sleep 0.05; done");
-    channel.exec(true, script).await.unwrap();
-    while !matches!(channel.wait().await.unwrap(), ChannelMsg::Data { .. }) {}
+    // The shell writes the mark itself: another process to start could take longer than it is given on a busy machine.
+    let (channel, process) =
+        endless(&client, &format!("trap ': >{}; exit' HUP", mark.display())).await;
     drop(channel);
     drop(client);
-    let ends = Instant::now() + Duration::from_secs(60);
-    while !mark.exists() {
-        assert!(Instant::now() < ends, "the process goes on");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    ends(&process).await;
+    assert!(mark.exists(), "ended without having been told");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,11 +5,11 @@
 #![expect(unsafe_code, reason = "code between fork and exec is unsafe to register")]
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
+use openshell_init::sys::signals;
 use rustix::process::{Gid, Uid, ioctl_tiocsctty, setsid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
@@ -25,7 +25,7 @@ pub struct Owner {
 }
 
 /// Makes `command` start in a session of its own: as `owner` unless that is nobody, with `terminal` as its controlling one, and with no
-/// signal blocked.
+/// signal blocked or ignored: what this program ignores, or was started with, is not the sandbox's, and a shell cannot trap it.
 pub fn settle(command: &mut Command, owner: Option<&Owner>, terminal: Option<OwnedFd>) {
     let owner = owner.map(|owner| {
         let groups: Vec<Gid> = owner.groups.iter().map(|group| Gid::from_raw(*group)).collect();
@@ -41,19 +41,9 @@ pub fn settle(command: &mut Command, owner: Option<&Owner>, terminal: Option<Own
             set_thread_gid(*gid)?;
             set_thread_uid(*uid)?;
         }
-        unblock_signals()
+        signals::restore()?;
+        Ok(())
     };
     // SAFETY: the closure makes system calls only and allocates nothing.
     unsafe { command.pre_exec(hook) };
-}
-
-fn unblock_signals() -> io::Result<()> {
-    let mut set = MaybeUninit::uninit();
-    // SAFETY: the call initialises the set.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: the set was just initialised, and the old mask is not asked for.
-    match unsafe { libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

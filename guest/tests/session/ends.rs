@@ -34,9 +34,19 @@ async fn a_main_process_that_ends_at_once_is_reported() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_termination_is_passed_on() {
     let mut gateway = Gateway::start(Arc::default(), 0);
-    let script = "trap 'exit 7' TERM; while :; do sleep 0.05; done";
-    let supervisor = Supervisor::start(&gateway, script);
+    let place = tempfile::tempdir().unwrap();
+    let ready = place.path().join("ready");
+    let script =
+        format!("trap 'exit 7' TERM; : >{}; while :; do sleep 0.05; done", ready.display());
+    let supervisor = Supervisor::start(&gateway, &script);
     gateway.session().await;
+    // The session may be there before the shell has read its first word.
+    let listens = async {
+        while !ready.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, listens).await.unwrap();
     supervisor.terminate();
     assert_eq!(supervisor.end().await.0, 7);
 }

@@ -242,6 +242,62 @@ fn sandbox_settings() {
 }
 
 #[test]
+fn merge_operations() {
+    use v1::policy_merge_operation::Operation;
+    let [rule_name, host, binary_path] = ["r", "h", "/b"].map(str::to_owned);
+    for (operation, golden) in [
+        (
+            Operation::AddRule(v1::AddNetworkRule {
+                rule_name: rule_name.clone(),
+                rule: Some(sandbox::NetworkPolicyRule { name: "n".into(), ..Default::default() }),
+            }),
+            &b"\x0a\x08\x0a\x01r\x12\x03\x0a\x01n"[..],
+        ),
+        (
+            Operation::RemoveEndpoint(v1::RemoveNetworkEndpoint {
+                rule_name: rule_name.clone(),
+                host: host.clone(),
+                port: 443,
+            }),
+            b"\x12\x09\x0a\x01r\x12\x01h\x18\xbb\x03",
+        ),
+        (
+            Operation::RemoveRule(v1::RemoveNetworkRule { rule_name: rule_name.clone() }),
+            b"\x1a\x03\x0a\x01r",
+        ),
+        (
+            Operation::AddDenyRules(v1::AddDenyRules {
+                host: host.clone(),
+                port: 1,
+                deny_rules: vec![sandbox::L7DenyRule { method: "M".into(), ..Default::default() }],
+            }),
+            b"\x22\x0a\x0a\x01h\x10\x01\x1a\x03\x0a\x01M",
+        ),
+        (
+            Operation::AddAllowRules(v1::AddAllowRules {
+                host,
+                port: 1,
+                rules: vec![sandbox::L7Rule::default()],
+            }),
+            b"\x2a\x07\x0a\x01h\x10\x01\x1a\x00",
+        ),
+        (
+            Operation::RemoveBinary(v1::RemoveNetworkBinary { rule_name, binary_path }),
+            b"\x32\x07\x0a\x01r\x12\x02/b",
+        ),
+    ] {
+        check(v1::PolicyMergeOperation { operation: Some(operation) }, golden);
+    }
+    check(
+        v1::UpdateConfigRequest {
+            merge_operations: vec![v1::PolicyMergeOperation::default()],
+            ..Default::default()
+        },
+        b"\x3a\x00",
+    );
+}
+
+#[test]
 fn inference() {
     check(
         GetInferenceBundleResponse {

@@ -50,6 +50,18 @@ fn what_cannot_be_is_refused_with_its_place() {
     refused(r#"{"version": 1, "process": {"args": ["a"], "env": ["x"]}}"#, "process.env");
     refused(r#"{"version": 1, "process": {"args": ["a"], "cwd": "x"}}"#, "process.cwd");
     refused(r#"{"version": 1, "process": {"args": ["a"], "cwd": "/../x"}}"#, "process.cwd");
+    refused(
+        r#"{"version": 1, "agent": true, "process": {"args": ["a"], "pid1": true}}"#,
+        "agent needs a first process",
+    );
+    refused(
+        r#"{"version": 1, "process": {"args": ["a"], "streams": {}}}"#,
+        "process.streams need agent",
+    );
+    refused(
+        r#"{"version": 1, "agent": true, "process": {"args": ["a"], "streams": {"rows": -1}}}"#,
+        "invalid value",
+    );
     for (more, expected) in [
         (r#", "hostname": "a b""#, "hostname"),
         (r#", "hostname": """#, "hostname"),
@@ -64,6 +76,8 @@ fn what_cannot_be_is_refused_with_its_place() {
         (r#", "directories": [{"path": "/x", "mode": "8"}]"#, "mode of a directory"),
         (r#", "directories": [{"path": "/x", "mode": "+755"}]"#, "mode of a directory"),
         (r#", "hooks": [[]]"#, "hook"),
+        (r#", "agent": 1"#, "expected a boolean"),
+        (r#", "volatile": 1"#, "expected a boolean"),
     ] {
         refused(&with(more), expected);
     }

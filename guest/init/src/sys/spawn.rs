@@ -38,7 +38,7 @@ pub struct Place {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Makes `command` start in a session of its own as `place` says, with no signal blocked.
+/// Makes `command` start in a session of its own as `place` says, with no signal blocked or ignored.
 pub fn settle(command: &mut Command, place: Place) {
     let groups: Vec<Gid> = place.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(place.uid), Gid::from_raw(place.gid));
@@ -51,7 +51,7 @@ pub fn settle(command: &mut Command, place: Place) {
         set_thread_groups(&groups)?;
         set_thread_gid(gid)?;
         set_thread_uid(uid)?;
-        signals::undivert()?;
+        signals::restore()?;
         Ok(())
     };
     // SAFETY: the closure makes system calls only and allocates nothing.
