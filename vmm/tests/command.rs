@@ -41,9 +41,9 @@ fn usage_errors_of_run_are_ours_and_others_are_two() {
         &["error: a command is missing", "  fix: see `openshell-vmm kernel --help`"],
     );
     check(
-        &["rum"],
+        &["doctr"],
         2,
-        &["error: unrecognized subcommand 'rum'", "  fix: a similar subcommand exists: 'run'"],
+        &["error: unrecognized subcommand 'doctr'", "  fix: a similar subcommand exists: 'doctor'"],
     );
     check(
         &["doctor", "--jsn"],
@@ -243,16 +243,36 @@ fn version_completions_and_manual_pages() {
     assert!(page.contains("boot\\-trace"));
 }
 
-#[test]
-fn help_of_run_is_as_reviewed() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/run-help.txt");
-    let (code, stdout, stderr) = run(&["run", "--help"]);
-    assert_eq!((code, stderr.as_str()), (0, ""));
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::write(&path, &stdout).unwrap();
+/// What `help` of these words says, behind a heading, and then that of each verb that it lists.
+fn reference(words: &[&str], text: &mut String) {
+    let (code, help, stderr) = run(&[words, &["--help"]].concat());
+    assert_eq!((code, stderr.as_str()), (0, ""), "{words:?}");
+    let level = if words.len() < 2 { "##" } else { "###" };
+    let trimmed: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let name = [&["openshell-vmm"], words].concat().join(" ");
+    *text += &format!("\n{level} {name}\n\n```text\n{}\n```\n", trimmed.join("\n"));
+    let listed = trimmed.iter().skip_while(|line| **line != "Commands:").skip(1);
+    // Names of verbs are indented by two columns, what goes on from the line before by more.
+    let names = listed.take_while(|line| !line.is_empty()).filter_map(|line| {
+        line.strip_prefix("  ").filter(|rest| !rest.starts_with(' '))?.split(' ').next()
+    });
+    for verb in names {
+        reference(&[words, &[verb]].concat(), text);
     }
-    let golden = fs::read_to_string(&path).unwrap_or_default();
-    assert!(stdout == golden, "run again with UPDATE_GOLDEN=1 and review the change:\n{stdout}");
+}
+
+#[test]
+fn the_reference_in_the_documents_is_what_the_command_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/cli.md");
+    let mut made = "# The command\n\nWhat `openshell-vmm` and each of its verbs say to `--help`, written down by the \
+                    command's tests.\n[machines.md](machines.md) explains machines and exit codes.\n"
+        .to_owned();
+    reference(&[], &mut made);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &made).unwrap();
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(made == kept, "run again with UPDATE_GOLDEN=1 and review the change:\n{made}");
 }
 
 #[test]

@@ -2,13 +2,27 @@
 //!
 //! Invariant: a verb returns; only `main` ends the process.
 
+mod attach;
+mod config;
+mod cp;
 mod doctor;
+mod exec;
 mod failure;
+mod image_args;
+mod image_run;
 mod kernel;
+mod life;
+mod list;
+mod logs;
+mod moment;
 mod net;
 mod net_args;
 mod pages;
+mod reach;
 mod run;
+mod serve;
+mod stats;
+mod targets;
 mod version;
 
 use std::io::{self, Write};
@@ -30,15 +44,41 @@ struct Cli<V: Subcommand> {
     verb: V,
 }
 
-/// The verb whose start is counted in microseconds, alone: to define the others takes longer than to define it.
+/// The verbs whose start is counted in microseconds, alone: to define the others takes longer than to define them.
 #[derive(Debug, Subcommand)]
 enum JustRun {
     Run(Box<run::RunArgs>),
+    #[command(name = serve::VERB, hide = true)]
+    Serve(serve::ServeArgs),
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(Box<run::RunArgs>),
+    #[command(name = serve::VERB, hide = true)]
+    Serve(serve::ServeArgs),
+    Create(Box<life::CreateArgs>),
+    Start(life::StartArgs),
+    Stop(life::StopArgs),
+    Restart(life::RestartArgs),
+    Kill(life::KillArgs),
+    Rm(life::RmArgs),
+    Pause(life::PauseArgs),
+    Resume(life::ResumeArgs),
+    Wait(life::WaitArgs),
+    Logs(logs::LogsArgs),
+    #[command(visible_alias = "ls")]
+    Ps(list::PsArgs),
+    Inspect(list::InspectArgs),
+    Port(list::PortArgs),
+    Df(list::DfArgs),
+    Prune(list::PruneArgs),
+    Events(logs::EventsArgs),
+    Config(config::ConfigArgs),
+    Cp(cp::CpArgs),
+    Attach(attach::AttachArgs),
+    Exec(Box<exec::ExecArgs>),
+    Stats(stats::StatsArgs),
     Net(Box<net::NetVerbArgs>),
     Doctor(doctor::DoctorArgs),
     Kernel(kernel::KernelArgs),
@@ -60,6 +100,28 @@ pub(crate) fn main<E: Explain>(
     };
     let done = match verb {
         Verb::Run(args) => run::run(*args, machine),
+        Verb::Serve(args) => serve::serve(&args, machine),
+        Verb::Create(args) => life::create(*args),
+        Verb::Start(args) => life::start(&args),
+        Verb::Stop(args) => life::stop(&args),
+        Verb::Restart(args) => life::restart(&args),
+        Verb::Kill(args) => life::kill(&args),
+        Verb::Rm(args) => life::rm(&args),
+        Verb::Pause(args) => life::pause(&args),
+        Verb::Resume(args) => life::resume(&args),
+        Verb::Wait(args) => life::wait(&args),
+        Verb::Logs(args) => logs::logs(&args),
+        Verb::Ps(args) => list::ps(&args),
+        Verb::Inspect(args) => list::inspect(&args),
+        Verb::Port(args) => list::port(&args),
+        Verb::Df(args) => list::df(&args),
+        Verb::Prune(args) => list::prune(&args),
+        Verb::Events(args) => logs::events(&args),
+        Verb::Config(args) => config::config(&args),
+        Verb::Cp(args) => cp::cp(&args),
+        Verb::Attach(args) => attach::attach(&args),
+        Verb::Exec(args) => exec::exec(&args),
+        Verb::Stats(args) => stats::stats(&args),
         Verb::Net(args) => net::net(*args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Kernel(args) => kernel::kernel(&args),
@@ -77,19 +139,39 @@ pub(crate) fn main<E: Explain>(
 }
 
 fn parse() -> Result<Verb, clap::Error> {
-    if is_run() {
-        return parse_as::<JustRun>().map(|JustRun::Run(args)| Verb::Run(args));
+    if is_run() || std::env::args_os().nth(1).is_some_and(|verb| verb == serve::VERB) {
+        return Ok(match parse_as::<JustRun>(std::env::args_os())? {
+            JustRun::Run(args) => Verb::Run(args),
+            JustRun::Serve(args) => Verb::Serve(args),
+        });
     }
-    parse_as()
+    parse_as(std::env::args_os())
 }
 
 fn is_run() -> bool {
     std::env::args_os().nth(1).is_some_and(|verb| verb == "run")
 }
 
-fn parse_as<V: Subcommand>() -> Result<V, clap::Error> {
+/// The numbers below 124 are the command's there, as they are the guest's with `run`.
+fn is_exec() -> bool {
+    std::env::args_os().nth(1).is_some_and(|verb| verb == "exec" || verb == "attach")
+}
+
+/// Reads the words of `run` that a machine was created with.
+fn parse_run(words: &[String]) -> Result<run::RunArgs, clap::Error> {
+    let name = std::iter::once("openshell-vmm").chain(std::iter::once("run"));
+    let words = name.chain(words.iter().map(String::as_str)).map(std::ffi::OsString::from);
+    match parse_as::<JustRun>(words)? {
+        JustRun::Run(args) => Ok(*args),
+        JustRun::Serve(_) => Err(clap::Error::new(ErrorKind::InvalidSubcommand)),
+    }
+}
+
+fn parse_as<V: Subcommand>(
+    words: impl Iterator<Item = std::ffi::OsString>,
+) -> Result<V, clap::Error> {
     let mut command = Cli::<V>::command();
-    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let mut matches = command.try_get_matches_from_mut(words)?;
     Cli::from_arg_matches_mut(&mut matches)
         .map(|cli| cli.verb)
         .map_err(|error| error.format(&mut command))
@@ -104,7 +186,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             Err(failure) => ExitCode::from(failure.code),
         },
         kind => {
-            let code = if is_run() { CODE_VMM } else { CODE_USAGE };
+            let code = if is_run() || is_exec() { CODE_VMM } else { CODE_USAGE };
             let failure = Failure::usage(kind, &text, code);
             failure.print();
             ExitCode::from(failure.code)

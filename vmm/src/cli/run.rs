@@ -18,17 +18,23 @@ use openshell_vmm::report::json::{self, Document, ResultFile, Trace};
 use openshell_vmm::report::{BootTrace, CODE_VMM, Outcome, Phase, Verdict, text};
 
 use super::failure::Failure;
+use super::image_args::ImageArgs;
+use super::image_run;
 use super::net_args::NetArgs;
 
-/// Boot a machine from a disk and run it to its end
+/// Run a command in a machine of an image, or boot a machine from a disk
 ///
-/// The guest's console is on standard input and output; everything else is said on standard error.
+/// With an image, its command or the one given runs as the machine's main process. Without a name the machine goes away, with all that it
+/// wrote, when it ends. With --disk and no image the guest boots as it is, and its console is on standard input and output. Everything that
+/// openshell-vmm itself says is on standard error.
 ///
 /// Exit codes: the guest's own; 124 when --timeout ran out; 125 when there is no guest status (bad arguments, a host that
 /// cannot, a guest kernel that panicked); 128+N when signal N ended the run. A guest may use these numbers itself:
 /// scripts read --result.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub(super) image: ImageArgs,
     /// Raw disk image or block device; the first is the root disk, /dev/vda
     ///
     /// It is opened read-write in place, and locked. `ro` makes it read-only; `overlay=F` keeps what the guest writes in
@@ -114,7 +120,7 @@ pub(super) struct RunArgs {
 
 impl RunArgs {
     /// What the flags say, completed by the file they name.
-    fn into_spec(self) -> Result<Spec, SpecError> {
+    pub(super) fn into_spec(self) -> Result<Spec, SpecError> {
         let flags = Spec {
             disks: self.disks.iter().map(|disk| DiskSpec::parse(disk)).collect::<Result<_, _>>()?,
             kernel: self.kernel,
@@ -154,6 +160,9 @@ pub(super) fn run<E: Explain>(
     machine: impl FnOnce(Plan, BootTrace) -> Result<Outcome, E>,
 ) -> Result<u8, Failure> {
     let mut trace = BootTrace::of_process();
+    if args.image.source.is_some() {
+        return image_run::run(args, trace, machine);
+    }
     let named = args.result.clone();
     let spec = args.into_spec().map_err(|error| {
         // The arguments are what must be told.
@@ -174,8 +183,17 @@ pub(super) fn run<E: Explain>(
     };
     let verdict = Verdict::of(&outcome);
     super::say(&text::ending(&outcome, &verdict));
+    say_trace(&mut outcome, spec.boot_trace);
+    if let Some(record) = record {
+        record.finish(&Document::of(&outcome, &verdict))?;
+    }
+    Ok(verdict.code)
+}
+
+/// Says how long each phase took, if that was asked for.
+pub(super) fn say_trace(outcome: &mut Outcome, format: Option<TraceFormat>) {
     outcome.trace.mark(Phase::Exit);
-    match spec.boot_trace {
+    match format {
         None => {}
         Some(TraceFormat::Text) => {
             super::say(&text::boot_trace(&outcome.trace));
@@ -183,14 +201,10 @@ pub(super) fn run<E: Explain>(
         }
         Some(TraceFormat::Json) => super::say(&json::line(&Trace::of(&outcome.trace))),
     }
-    if let Some(record) = record {
-        record.finish(&Document::of(&outcome, &verdict))?;
-    }
-    Ok(verdict.code)
 }
 
 /// Leaves a record of a run that came to no outcome, for scripts that read the result and not the exit code.
-fn not_started(error: &impl Explain, record: Option<Record>) -> Failure {
+pub(super) fn not_started(error: &impl Explain, record: Option<Record>) -> Failure {
     let failure = Failure::of(error, CODE_VMM);
     if let Some(record) = record {
         // The failure itself is what must be told.
@@ -202,19 +216,19 @@ fn not_started(error: &impl Explain, record: Option<Record>) -> Failure {
 /// The result file with its name. It is opened here, before anything else, because the machine's end finds this thread
 /// confined, where no file is opened.
 #[derive(Debug)]
-struct Record {
+pub(super) struct Record {
     path: PathBuf,
     file: ResultFile,
 }
 
 impl Record {
-    fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         let file = open::result(path).map_err(|error| Failure::of(&error, CODE_VMM))?;
         let file = ResultFile::start(file).map_err(|error| cannot_write(path, &error))?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    fn finish(self, document: &Document) -> Result<(), Failure> {
+    pub(super) fn finish(self, document: &Document) -> Result<(), Failure> {
         self.file.finish(document).map_err(|error| cannot_write(&self.path, &error))
     }
 }

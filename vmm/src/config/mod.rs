@@ -15,3 +15,4 @@ pub mod publish;
 pub mod spec;
 pub mod toml_file;
 pub mod units;
+pub mod user;

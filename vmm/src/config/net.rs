@@ -3,6 +3,8 @@
 //! Invariant: a [`NetSpec`] is syntactically right and nothing more, as any part of a [`super::spec::Spec`]. Rules are kept as they were
 //! written; the policy reads them. Pure.
 
+mod card;
+
 use std::ffi::OsStr;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -17,11 +19,10 @@ use super::net_limits::NetLimit;
 use super::spec::Bandwidth;
 use super::units::parse_size;
 
+pub use card::{CardFeature, MacAddress, Mtu, RingSize};
+
 /// The port of DNS, where none is given.
 const DNS_PORT: u16 = 53;
-/// Bytes of an IP packet: what every IPv4 host takes, and what fits with headers in the 16 bits of a length.
-const MTUS: std::ops::RangeInclusive<u16> = 576..=65520;
-
 /// The network of one machine, as asked for.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct NetSpec {
@@ -153,118 +154,6 @@ impl NetMode {
     }
 }
 
-/// A feature of a machine's network card that can be left out, to find out what a guest stumbles over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CardFeature {
-    /// Checksums that the guest leaves to the host.
-    Csum,
-    /// Checksums that the host leaves to the guest.
-    GuestCsum,
-    /// TCP over IPv4 that the guest sends uncut.
-    HostTso4,
-    /// TCP over IPv6 that the guest sends uncut.
-    HostTso6,
-    /// UDP that the guest sends uncut.
-    HostUso,
-    /// TCP over IPv4 that the guest takes uncut.
-    GuestTso4,
-    /// TCP over IPv6 that the guest takes uncut.
-    GuestTso6,
-    /// UDP over IPv4 that the guest takes uncut.
-    GuestUso4,
-    /// UDP over IPv6 that the guest takes uncut.
-    GuestUso6,
-    /// One packet in several buffers.
-    MrgRxbuf,
-    /// The control queue.
-    CtrlVq,
-    /// Offloads that are changed while the guest runs.
-    CtrlGuestOffloads,
-    /// The MTU in the configuration.
-    Mtu,
-    /// The state of the link in the configuration.
-    Status,
-    /// Notifications by ring index.
-    EventIdx,
-    /// Descriptors in tables of their own.
-    IndirectDesc,
-}
-
-impl CardFeature {
-    /// All of them, with the names that `--net-without` takes.
-    pub const ALL: [(&'static str, Self); 16] = [
-        ("csum", Self::Csum),
-        ("guest_csum", Self::GuestCsum),
-        ("host_tso4", Self::HostTso4),
-        ("host_tso6", Self::HostTso6),
-        ("host_uso", Self::HostUso),
-        ("guest_tso4", Self::GuestTso4),
-        ("guest_tso6", Self::GuestTso6),
-        ("guest_uso4", Self::GuestUso4),
-        ("guest_uso6", Self::GuestUso6),
-        ("mrg_rxbuf", Self::MrgRxbuf),
-        ("ctrl_vq", Self::CtrlVq),
-        ("ctrl_guest_offloads", Self::CtrlGuestOffloads),
-        ("mtu", Self::Mtu),
-        ("status", Self::Status),
-        ("event_idx", Self::EventIdx),
-        ("indirect_desc", Self::IndirectDesc),
-    ];
-
-    /// Reads names with commas between.
-    ///
-    /// # Errors
-    /// [`SpecError::Value`].
-    pub fn parse_list(text: &str) -> Result<Vec<Self>, SpecError> {
-        text.split(',')
-            .map(Self::read)
-            .collect::<Result<_, _>>()
-            .map_err(|reason| SpecError::value("--net-without", text.as_ref(), reason.to_owned()))
-    }
-
-    fn read(name: &str) -> Result<Self, &'static str> {
-        let known = Self::ALL.iter().find(|(known, _)| *known == name);
-        known
-            .map(|(_, feature)| *feature)
-            .ok_or("features are named as in VIRTIO: csum, guest_tso4, mrg_rxbuf, ...")
-    }
-}
-
-/// Descriptors of a network card's receive and transmit rings: 256, 512 or 1024.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RingSize(u16);
-
-impl Default for RingSize {
-    /// 256: a megabyte of the guest's memory waits in it for packets.
-    fn default() -> Self {
-        Self(256)
-    }
-}
-
-impl RingSize {
-    /// Reads a number of descriptors.
-    ///
-    /// # Errors
-    /// [`SpecError::Value`].
-    pub fn parse(text: &str) -> Result<Self, SpecError> {
-        text.parse().ok().and_then(Self::of).ok_or_else(|| {
-            SpecError::value("--net-ring", text.as_ref(), Self::EXPECTING.to_owned())
-        })
-    }
-
-    /// The number.
-    #[must_use]
-    pub fn descriptors(self) -> u16 {
-        self.0
-    }
-
-    const EXPECTING: &'static str = "a ring has 256, 512 or 1024 descriptors";
-
-    fn of(descriptors: u16) -> Option<Self> {
-        matches!(descriptors, 256 | 512 | 1024).then_some(Self(descriptors))
-    }
-}
-
 /// What a published port carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Transport {
@@ -328,83 +217,6 @@ impl fmt::Display for PublishSpec {
     /// As [`Self::parse`] takes it, complete.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}/{}", self.host, self.guest_port, self.transport)
-    }
-}
-
-/// Bytes of the largest packet, 576 to 65,520.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mtu(u16);
-
-impl Mtu {
-    /// What Ethernet has.
-    pub const ETHERNET: Self = Self(1500);
-
-    /// Reads a number of bytes.
-    ///
-    /// # Errors
-    /// [`SpecError::Value`].
-    pub fn parse(text: &str) -> Result<Self, SpecError> {
-        text.parse()
-            .ok()
-            .and_then(Self::of)
-            .ok_or_else(|| SpecError::value("--mtu", text.as_ref(), Self::EXPECTING.to_owned()))
-    }
-
-    /// In bytes.
-    #[must_use]
-    pub fn bytes(self) -> u16 {
-        self.0
-    }
-
-    const EXPECTING: &'static str = "an MTU is a number from 576 to 65520";
-
-    fn of(bytes: u16) -> Option<Self> {
-        MTUS.contains(&bytes).then_some(Self(bytes))
-    }
-}
-
-/// The hardware address of one station.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl MacAddress {
-    /// The guest's, unless the user gives another.
-    pub const GUEST: Self = Self([0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xee]);
-
-    /// Reads six pairs of hexadecimal digits with colons between.
-    ///
-    /// # Errors
-    /// [`SpecError::Value`].
-    pub fn parse(text: &str) -> Result<Self, SpecError> {
-        Self::read(text)
-            .map_err(|reason| SpecError::value("--mac", text.as_ref(), reason.to_owned()))
-    }
-
-    fn read(text: &str) -> Result<Self, &'static str> {
-        const WRONG: &str =
-            "an address is six pairs of hexadecimal digits, such as 02:00:00:00:00:01";
-        let mut bytes = [0; 6];
-        let mut pairs = text.split(':');
-        for byte in &mut bytes {
-            let pair = pairs.next().filter(|pair| {
-                pair.len() == 2 && pair.bytes().all(|digit| digit.is_ascii_hexdigit())
-            });
-            *byte = pair.and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or(WRONG)?;
-        }
-        if pairs.next().is_some() {
-            return Err(WRONG);
-        }
-        if bytes[0] & 1 == 1 || bytes == [0; 6] {
-            return Err("not the address of one station");
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
@@ -479,21 +291,18 @@ struct Table {
 
 impl Table {
     fn into_spec<E: de::Error>(self) -> Result<NetSpec, E> {
-        fn each<T, E: de::Error>(
-            texts: &[String],
-            read: fn(&str) -> Result<T, &'static str>,
-        ) -> Result<Vec<T>, E> {
-            texts.iter().map(|text| one(text, read)).collect()
-        }
-        fn one<T, E: de::Error>(
+        fn one<T, R: fmt::Display, E: de::Error>(
             text: &str,
-            read: fn(&str) -> Result<T, &'static str>,
+            read: impl Fn(&str) -> Result<T, R>,
         ) -> Result<T, E> {
             read(text).map_err(|reason| E::custom(format!("{text}: {reason}")))
         }
-        let limit = |text: &str| {
-            NetLimit::read(text).map_err(|reason| E::custom(format!("{text}: {reason}")))
-        };
+        fn each<T, R: fmt::Display, E: de::Error>(
+            texts: &[String],
+            read: impl Fn(&str) -> Result<T, R>,
+        ) -> Result<Vec<T>, E> {
+            texts.iter().map(|text| one(text, &read)).collect()
+        }
         let mtu = |bytes| Mtu::of(bytes).ok_or_else(|| E::custom(Mtu::EXPECTING));
         let ring_size = |number| RingSize::of(number).ok_or_else(|| E::custom(RingSize::EXPECTING));
         if self.pps == Some(0) {
@@ -515,7 +324,7 @@ impl Table {
             pcap: self.pcap,
             bw: self.bw.as_deref().map(|text| one(text, rate)).transpose()?,
             pps: self.pps,
-            limits: self.limits.iter().map(|text| limit(text)).collect::<Result<_, _>>()?,
+            limits: each(&self.limits, NetLimit::read)?,
             without: each(&self.without, CardFeature::read)?,
             ring_size: self.ring.map(ring_size).transpose()?,
         })
@@ -560,163 +369,4 @@ pub fn parse_mode(text: &OsStr) -> Result<NetMode, SpecError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ports_are_published_on_loopback_unless_said_otherwise() {
-        for (text, want) in [
-            ("8080:80", "127.0.0.1:8080:80/tcp"),
-            ("8080:80/tcp", "127.0.0.1:8080:80/tcp"),
-            ("53:53/udp", "127.0.0.1:53:53/udp"),
-            ("0.0.0.0:1:65535", "0.0.0.0:1:65535/tcp"),
-            ("[::1]:8080:80/udp", "[::1]:8080:80/udp"),
-        ] {
-            let spec = PublishSpec::parse(text).unwrap();
-            assert_eq!(spec.to_string(), want);
-            assert_eq!(PublishSpec::parse(want).unwrap(), spec);
-        }
-    }
-
-    #[test]
-    fn values_that_are_not_right_are_refused() {
-        const PORT: &str = "a port is a number from 1 to 65535";
-        const ADDRESS: &str = "not an IPv4 address, or an IPv6 address without brackets";
-        for (text, want) in [
-            ("80", "two ports are needed: HOST:GUEST"),
-            ("", "two ports are needed: HOST:GUEST"),
-            ("0:80", PORT),
-            ("80:", PORT),
-            ("80:+1", PORT),
-            ("80:65536", PORT),
-            ("::1:80:80", ADDRESS),
-            ("localhost:80:80", ADDRESS),
-            ("[127.0.0.1]:80:80", "not an IPv6 address in brackets"),
-            ("80:80/sctp", "only /tcp or /udp may follow the ports"),
-            ("80:80/udp/tcp", "only /tcp or /udp may follow the ports"),
-        ] {
-            let error = PublishSpec::parse(text).unwrap_err().to_string();
-            assert_eq!(error, format!("--publish {text}: {want}"));
-        }
-        for text in ["", "5a:94", "5a:94:ef:e4:0c:eeg", "5a:94:ef:e4:0c:+e", "1:2:3:4:5:6:7"] {
-            assert!(MacAddress::parse(text).unwrap_err().to_string().contains("six pairs"));
-        }
-        for text in ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
-            assert!(MacAddress::parse(text).unwrap_err().to_string().ends_with("one station"));
-        }
-        for text in ["575", "65521", "x", "-1", "1e3"] {
-            assert!(Mtu::parse(text).is_err(), "{text}");
-        }
-        for text in ["", "0.0.0.0", "::", "1.2.3.4:0", "one.one.one.one"] {
-            assert!(NetSpec::parse_dns(text).is_err(), "{text}");
-        }
-        assert!(NetSpec::parse_bw("100").is_err() && NetSpec::parse_bw("0M").is_err());
-        assert!(NetSpec::parse_pps("0").is_err() && NetSpec::parse_pps("many").is_err());
-        assert!(parse_mode("tap".as_ref()).is_err());
-        for text in ["", "csum,", "tso", "CSUM"] {
-            assert!(CardFeature::parse_list(text).is_err(), "{text}");
-        }
-        let names = CardFeature::ALL.map(|(name, _)| name).join(",");
-        let all = CardFeature::ALL.map(|(_, feature)| feature);
-        assert_eq!(CardFeature::parse_list(&names).unwrap(), all);
-        for text in ["255", "128", "2048", "x"] {
-            assert!(RingSize::parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_resolver_has_port_53_unless_said_otherwise() {
-        for (text, want) in [
-            ("192.0.2.1", "192.0.2.1:53"),
-            ("192.0.2.1:5353", "192.0.2.1:5353"),
-            ("2001:db8::1", "[2001:db8::1]:53"),
-            ("[2001:db8::1]:54", "[2001:db8::1]:54"),
-        ] {
-            assert_eq!(NetSpec::parse_dns(text).unwrap().to_string(), want);
-        }
-    }
-
-    #[derive(Deserialize)]
-    struct File {
-        net: NetSpec,
-    }
-
-    fn file(text: &str) -> Result<NetSpec, String> {
-        toml::from_str::<File>(text)
-            .map(|file| file.net)
-            .map_err(|error| error.message().to_owned())
-    }
-
-    #[test]
-    fn a_file_says_all_that_flags_say() {
-        let text = r#"
-[net]
-mode = "user"
-publish = ["8080:80", "53:53/udp"]
-allow = ["private"]
-deny = ["192.0.2.0/24"]
-policy = "policy.toml"
-dns = ["192.0.2.1"]
-refuse = "icmp"
-resolv_conf = "resolv.conf"
-ipv6 = true
-mtu = 9000
-mac = "5a:94:ef:e4:0c:ee"
-log = "net.log"
-pcap = "out.pcap"
-bw = "1M"
-pps = 1000
-limits = ["tcp-flows=100"]
-without = ["mrg_rxbuf", "csum"]
-ring = 512
-"#;
-        let want = NetSpec {
-            mode: Some(NetMode::User),
-            publish: ["8080:80", "53:53/udp"]
-                .iter()
-                .map(|text| PublishSpec::parse(text).unwrap())
-                .collect(),
-            allow: vec!["private".into()],
-            deny: vec!["192.0.2.0/24".into()],
-            policy: Some("policy.toml".into()),
-            dns: vec![NetSpec::parse_dns("192.0.2.1").unwrap()],
-            resolv_conf: Some("resolv.conf".into()),
-            refuse: Some(RefuseBy::Icmp),
-            ipv6: true,
-            mtu: Some(Mtu::parse("9000").unwrap()),
-            mac: Some(MacAddress::GUEST),
-            log: Some("net.log".into()),
-            pcap: Some("out.pcap".into()),
-            bw: Some(Bandwidth(1 << 20)),
-            pps: Some(1000),
-            limits: vec![NetLimit::parse("tcp-flows=100").unwrap()],
-            without: vec![CardFeature::MrgRxbuf, CardFeature::Csum],
-            ring_size: Some(RingSize::parse("512").unwrap()),
-        };
-        assert_eq!(file(text).unwrap(), want);
-        assert_eq!(NetSpec::default().or(want.clone()), want);
-        assert_eq!(file("net = \"none\"").unwrap().mode, Some(NetMode::None));
-        let flags =
-            NetSpec { allow: vec!["host".into()], mtu: Some(Mtu::ETHERNET), ..NetSpec::default() };
-        let both = flags.or(want.clone());
-        assert_eq!((both.allow, both.mtu), (vec!["host".into()], Some(Mtu::ETHERNET)));
-        assert_eq!(both.publish, want.publish);
-    }
-
-    #[test]
-    fn a_file_that_is_not_right_is_refused() {
-        for (text, want) in [
-            ("net = \"tap\"", "unknown variant `tap`, expected `user` or `none`"),
-            ("net = 3", "invalid type: integer `3`, expected \"user\", \"none\" or a table"),
-            ("[net]\nlimits = [\"flows\"]", "flows: a limit is NAME=VALUE"),
-            ("[net]\nrefuse = \"no\"", "no: none of reset, icmp, drop"),
-            ("[net]\npublish = [\"80\"]", "80: two ports are needed: HOST:GUEST"),
-            ("[net]\nmtu = 10", "an MTU is a number from 576 to 65520"),
-            ("[net]\nring = 100", "a ring has 256, 512 or 1024 descriptors"),
-            ("[net]\npps = 0", "pps: a rate of 0 would stop it for good"),
-        ] {
-            assert_eq!(file(text).unwrap_err(), want);
-        }
-        assert!(file("[net]\nports = []").unwrap_err().starts_with("unknown field `ports`"));
-    }
-}
+mod tests;

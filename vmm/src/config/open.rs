@@ -95,6 +95,8 @@ pub fn open(spec: &Spec, places: &KernelPlaces) -> Result<Plan, PlanError> {
         timeout,
         seccomp: spec.seccomp.unwrap_or(true),
         tables: spec.tables.map_or(Tables::Auto, Tables::from),
+        control: None,
+        streams: None,
         runtime_dir: None,
     })
 }
@@ -276,7 +278,7 @@ fn open_disk(spec: &DiskSpec, taken: &mut Taken) -> Result<DiskPlan, PlanError> 
         return Err(PlanError::NotSectors { path, len_bytes });
     }
     let overlay = spec.overlay.as_deref().map(|path| open_overlay(path, taken)).transpose()?;
-    Ok(DiskPlan { path, file, read_only: spec.ro, len_bytes, overlay, limits })
+    Ok(DiskPlan { path, file, read_only: spec.ro, len_bytes, overlay, limits, volatile: false })
 }
 
 fn limit(

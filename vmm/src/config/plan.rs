@@ -7,11 +7,13 @@ use std::env;
 use std::fs::File;
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::net::{CardFeature, MacAddress, Mtu, RingSize};
 use super::net_plan::HostPlan;
+use crate::logbook::Logbook;
 use crate::sys::{unix, user};
 
 /// A machine to build.
@@ -41,6 +43,10 @@ pub struct Plan {
     pub seccomp: bool,
     /// How the guest finds its devices.
     pub tables: Tables,
+    /// The control socket, for a machine that has a name. Signals that end the process ask its guest first.
+    pub control: Option<ControlPlan>,
+    /// The main process's standard streams, where its guest brings them.
+    pub streams: Option<StreamsPlan>,
     /// Where small things are kept until the host's next boot; nothing is kept without it. See [`runtime_directory`].
     pub runtime_dir: Option<PathBuf>,
 }
@@ -97,6 +103,8 @@ pub struct DiskPlan {
     pub overlay: Option<OverlayPlan>,
     /// Limits.
     pub limits: DiskLimits,
+    /// Nobody reads the image when the machine is gone: the guest is offered no FLUSH, and nothing is written for good.
+    pub volatile: bool,
 }
 
 /// Where an overlay disk keeps what the guest wrote.
@@ -149,6 +157,40 @@ pub struct NetPlan {
     pub ring_size: RingSize,
 }
 
+/// The control socket of a machine that has a name.
+#[derive(Debug)]
+pub struct ControlPlan {
+    /// Listens already.
+    pub listener: UnixListener,
+    /// Its name, removed at the machine's end.
+    pub path: PathBuf,
+    /// The host's side of the vsock device, for questions to the guest.
+    pub guest: PathBuf,
+    /// The signal that asks the guest's main process to end.
+    pub stop_signal: i32,
+    /// How long it may take then.
+    pub grace: Duration,
+}
+
+/// The main process's standard streams. See [`crate::streams`].
+#[derive(Debug)]
+pub struct StreamsPlan {
+    /// Listens already where the guest's connection comes.
+    pub guest: UnixListener,
+    /// Listens already for who attaches.
+    pub attach: UnixListener,
+    /// Names of both, removed at the machine's end.
+    pub paths: [PathBuf; 2],
+    /// Where output is kept.
+    pub log: Logbook,
+    /// The process has a terminal.
+    pub tty: bool,
+    /// The process has an input.
+    pub input: bool,
+    /// They are this process's streams as well.
+    pub own: bool,
+}
+
 /// Where the serial console goes.
 #[derive(Debug)]
 pub enum ConsolePlan {
@@ -156,6 +198,13 @@ pub enum ConsolePlan {
     Stdio,
     /// Output to a file, no input.
     File(File),
+    /// Output to a machine's logbook; the main process's streams are elsewhere.
+    Logged {
+        /// The logbook.
+        log: Logbook,
+        /// Standard output gets the end of it when there has been no main process.
+        output: bool,
+    },
     /// The kernel is told of no console; what it prints all the same is kept for messages.
     None,
 }

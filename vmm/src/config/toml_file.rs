@@ -41,6 +41,11 @@ fn nearest_name(message: &str) -> Option<String> {
     message.starts_with("unknown ").then_some(())?;
     let mut names = message.split('`').skip(1).step_by(2);
     let unknown = names.next()?;
+    closest(unknown, names)
+}
+
+/// The name that is closest to `unknown`, if one is close.
+pub(super) fn closest<'a>(unknown: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     names
         .map(|name| (strsim::damerau_levenshtein(unknown, name), name))
         .filter(|&(distance, name)| distance <= 1 + name.len() / 3)

@@ -1,12 +1,16 @@
-//! The event loop's wait: descriptors under tokens, and what became ready.
+//! The event loop's wait: descriptors under tokens, and what became ready. [`Patience`]: how long a thread looks before it sleeps.
 //!
 //! Invariant: the loop's owner names every descriptor with a token of its own enum, so that a `match` without a wildcard serves
 //! them all. Level-triggered: a descriptor is left in only while somebody makes progress on it.
+
+mod patience;
 
 use std::io;
 use std::os::fd::RawFd;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+pub use patience::Patience;
 
 const BATCH: usize = 16;
 

@@ -14,9 +14,10 @@ use libc::{
     SYS_io_uring_register, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap,
     SYS_munmap, SYS_newfstatat, SYS_openat, SYS_poll, SYS_ppoll, SYS_preadv, SYS_pwritev2,
     SYS_read, SYS_readlink, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
-    SYS_restart_syscall, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield,
-    SYS_sendmmsg, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_shutdown, SYS_sigaltstack,
-    SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write, SYS_writev,
+    SYS_restart_syscall, SYS_rmdir, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_sched_yield, SYS_sendmmsg, SYS_sendmsg, SYS_sendto, SYS_setsockopt, SYS_shutdown,
+    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write,
+    SYS_writev,
 };
 
 use super::Role;
@@ -72,6 +73,8 @@ pub(super) const fn tables(role: Role) -> [&'static [Entry]; 3] {
         Role::Block => BLOCK,
         Role::Vsock => VSOCK,
         Role::Net => NET,
+        Role::Control => CONTROL,
+        Role::Streams => STREAMS,
         Role::Watch => WATCH,
     };
     [own, EVERY, if cfg!(debug_assertions) { DEBUG } else { &[] }]
@@ -81,11 +84,13 @@ pub(super) const fn tables(role: Role) -> [&'static [Entry]; 3] {
 #[cfg(test)]
 pub(super) const fn budget(role: Role) -> usize {
     match role {
-        Role::Main => 32,
+        Role::Main => 34,
         Role::Vcpu => 20,
         Role::Block => 25,
         Role::Vsock => 30,
         Role::Net => 46,
+        Role::Control => 30,
+        Role::Streams => 30,
         Role::Watch => 30,
     }
 }
@@ -154,6 +159,8 @@ const MAIN: &[Entry] = &[
     when(SYS_flock, &[&[Is(1, libc::LOCK_UN.cast_unsigned())]]), // Block::shutdown
     always(SYS_statx), // the vsock socket's name goes at the end, when it still is ours
     always(SYS_unlink),
+    always(SYS_rmdir),     // a machine that leaves nothing, machines::remove_own
+    always(SYS_ftruncate), // the other file of a logbook begins anew
     when(SYS_ioctl, &[&[Is(1, request(libc::TCGETS))]]), // isatty, for the report
 ];
 
@@ -166,6 +173,7 @@ const VCPU: &[Entry] = &[
             &[Is(1, kvm_read::<kvm_regs>(0x81))], // KVM_GET_REGS
             &[Is(1, kvm_read::<kvm_sregs>(0x83))], // KVM_GET_SREGS
             &[Is(1, kvm_read::<kvm_mp_state>(0x98))], // KVM_GET_MP_STATE
+            &[Is(1, KVM_KVMCLOCK_CTRL)],
         ],
     ),
     always(SYS_timerfd_settime), // the serial port's burst timer
@@ -205,6 +213,43 @@ const VSOCK: &[Entry] = &[
     when(SYS_ioctl, &[&[Is(1, request(libc::FIONBIO))]]), // set_nonblocking
     always(SYS_sched_yield),                              // mpsc, when a command is half sent
     always(SYS_getrandom),                                // the seed of a thread's first HashMap
+];
+
+const CONTROL: &[Entry] = &[
+    always(SYS_epoll_wait), // the thread's loop
+    always(SYS_epoll_ctl),
+    always(SYS_accept4), // clients
+    // A question to the guest, over the machine's own vsock socket.
+    when(
+        SYS_socket,
+        &[&[
+            Is(0, libc::AF_UNIX.cast_unsigned()),
+            Masked(1, SOCKET_KIND, libc::SOCK_STREAM.cast_unsigned()),
+        ]],
+    ),
+    always(SYS_connect),
+    always(SYS_recvfrom),
+    always(SYS_sendto),
+    when(SYS_ioctl, &[&[Is(1, request(libc::FIONBIO))]]), // set_nonblocking
+    always(SYS_timerfd_settime),                          // the next try
+    always(SYS_sched_yield),                              // mpsc; the last words
+];
+
+const STREAMS: &[Entry] = &[
+    always(SYS_poll), // the thread's loop: standard streams may be files, which an epoll set refuses
+    always(SYS_restart_syscall), // poll, continued after a stop
+    always(SYS_accept4), // the guest, and who attaches
+    always(SYS_recvfrom),
+    always(SYS_sendto),
+    always(SYS_ftruncate), // the other file of a logbook begins anew
+    when(
+        SYS_ioctl,
+        &[
+            &[Is(1, request(libc::FIONBIO))],              // set_nonblocking
+            &[Is(0, STDIN), Is(1, request(libc::TCGETS))], // sys::tty
+            &[Is(1, request(libc::TIOCGWINSZ))],
+        ],
+    ),
 ];
 
 const NET: &[Entry] = &[
@@ -280,6 +325,9 @@ const SOCKET_KIND: u32 = 0xf;
 const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
 /// `_IO(KVMIO, 0x80)`.
 const KVM_RUN: u32 = KVMIO << 8 | 0x80;
+
+/// `_IO(KVMIO, 0xad)`.
+const KVM_KVMCLOCK_CTRL: u32 = KVMIO << 8 | 0xad;
 
 /// `_IOR(KVMIO, number, T)`.
 const fn kvm_read<T>(number: u32) -> u32 {

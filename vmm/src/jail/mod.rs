@@ -29,6 +29,10 @@ pub enum Role {
     Vsock,
     /// The user-mode network stack: the queues of the network card and all sockets of flows.
     Net,
+    /// The control socket: clients of this user, and questions to the guest's first process.
+    Control,
+    /// The main process's streams: the guest's connection, standard streams, the log, and who attaches.
+    Streams,
     /// Files of the host that are read again when they change. It has nothing from a guest.
     Watch,
 }

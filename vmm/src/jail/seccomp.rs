@@ -29,8 +29,8 @@ thread_local! {
 /// # Errors
 /// When its table is too large.
 pub(super) fn program(role: Role) -> io::Result<&'static [sock_filter]> {
-    static PROGRAMS: [OnceLock<Result<Vec<sock_filter>, TooLarge>>; 6] =
-        [const { OnceLock::new() }; 6];
+    static PROGRAMS: [OnceLock<Result<Vec<sock_filter>, TooLarge>>; 8] =
+        [const { OnceLock::new() }; 8];
     let slot = match role {
         Role::Main => 0,
         Role::Vcpu => 1,
@@ -38,6 +38,8 @@ pub(super) fn program(role: Role) -> io::Result<&'static [sock_filter]> {
         Role::Vsock => 3,
         Role::Net => 4,
         Role::Watch => 5,
+        Role::Control => 6,
+        Role::Streams => 7,
     };
     let assembled = PROGRAMS[slot]
         .get_or_init(|| assemble::program(filters::tables(role).into_iter().flatten()));

@@ -22,9 +22,17 @@ pub(super) struct Facts<'a> {
 }
 
 /// Arguments of every machine: a panic ends it at once through the i8042 reset, which is the quickest one that says "reset"
-/// and not "triple fault"; nothing that does not exist is looked for.
-const ALWAYS: [&str; 6] =
-    ["reboot=k", "panic=-1", "pci=off", "nomodule", "i8042.noaux", "i8042.nopnp"];
+/// and not "triple fault"; nothing that does not exist is looked for; memory of each processor is had by the page, because a
+/// kernel that has it by 2 MiB clears 4 MiB of pointers for the second piece, which a few devices make it need.
+const ALWAYS: [&str; 7] = [
+    "reboot=k",
+    "panic=-1",
+    "pci=off",
+    "nomodule",
+    "i8042.noaux",
+    "i8042.nopnp",
+    "percpu_alloc=page",
+];
 
 /// Builds the command line.
 ///

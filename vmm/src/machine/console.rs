@@ -1,4 +1,4 @@
-//! The host's end of the serial console: standard streams or a file.
+//! The host's end of the serial console: standard streams, a file or a machine's log.
 //!
 //! Invariant: what the guest printed reaches the sink in order or, when the sink is slower than the guest, waits in the serial port's
 //! bounded buffer; the event loop never blocks on either direction. Only the event loop's thread uses it.
@@ -13,8 +13,10 @@ use crate::config::plan::ConsolePlan;
 use crate::console_tail::ConsoleTail;
 use crate::devices::serial::Serial;
 use crate::event::Waiter;
+use crate::logbook::{Logbook, Source};
 use crate::sys::tty::RawMode;
 use crate::sys::{console_io, tty};
+use crate::trace::{Marks, Phase};
 
 use super::Token;
 
@@ -22,6 +24,8 @@ use super::Token;
 const DETACH_KEY: u8 = 0x1d;
 /// A pipe that is reported writable takes at least this much without blocking (POSIX PIPE_BUF).
 const SAFE_WRITE_BYTES: usize = 4096;
+/// The end of what a console printed that nobody looked at.
+const UNSEEN_MAX: usize = 64 << 10;
 const INPUT_CHUNK: usize = 4096;
 /// How long a sink that takes nothing can hold up the end of the machine.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -35,6 +39,11 @@ pub(super) struct Console {
     /// Output taken from the port and not yet written.
     pending: Vec<u8>,
     tail: ConsoleTail,
+    /// Where output is kept as well.
+    log: Option<Logbook>,
+    /// The end of what will be shown when there has been no main process.
+    unseen: Option<Vec<u8>>,
+    marks: Arc<Marks>,
     /// The sink's descriptor while it takes nothing. Only then the port's output is not waited for.
     full_sink: Option<RawFd>,
 }
@@ -72,11 +81,18 @@ impl Console {
     pub(super) fn open(
         plan: ConsolePlan,
         serial: Arc<Serial>,
+        marks: Arc<Marks>,
         waiter: &Waiter,
     ) -> io::Result<Self> {
         waiter.add_readable(serial.output_fd(), Token::SerialOutput as u64)?;
+        let (mut kept, mut unseen) = (None, None);
         let (sink, input) = match plan {
             ConsolePlan::Stdio => (Some(Sink::Stdout), Some(Input::open(waiter)?)),
+            ConsolePlan::Logged { log, output } => {
+                kept = Some(log);
+                unseen = output.then(Vec::new);
+                (None, None)
+            }
             ConsolePlan::File(file) => (Some(Sink::File(file)), None),
             ConsolePlan::None => (None, None),
         };
@@ -90,6 +106,9 @@ impl Console {
             input,
             pending: Vec::new(),
             tail: ConsoleTail::default(),
+            log: kept,
+            unseen,
+            marks,
             full_sink: None,
         })
     }
@@ -103,7 +122,9 @@ impl Console {
     pub(super) fn forward_output(&mut self, waiter: &Waiter) {
         if self.pending.is_empty() {
             self.serial.take_output(&mut self.pending);
-            self.tail.push(&self.pending);
+            let pending = std::mem::take(&mut self.pending);
+            self.keep(&pending);
+            self.pending = pending;
         }
         let emptied = self.write_pending(Duration::ZERO);
         self.wait_for_sink(!emptied, waiter);
@@ -145,14 +166,30 @@ impl Console {
         }
     }
 
-    /// Writes what is left, and gives the terminal back.
-    pub(super) fn close(&mut self) {
+    /// Writes what is left, and gives the terminal back. `seen`: there has been a main process, whose own output says what there is to say.
+    pub(super) fn close(&mut self, seen: bool) {
         let mut unseen = Vec::new();
         self.serial.take_output(&mut unseen);
-        self.tail.push(&unseen);
+        self.keep(&unseen);
         self.pending.append(&mut unseen);
+        if let Some(unseen) = self.unseen.take().filter(|_| !seen) {
+            self.sink = Some(Sink::Stdout);
+            self.pending = unseen;
+        }
         self.write_pending(LAST_WORDS);
         self.input = None;
+    }
+
+    fn keep(&mut self, output: &[u8]) {
+        self.tail.push(output);
+        if let Some(unseen) = &mut self.unseen {
+            unseen.extend_from_slice(output);
+            unseen.drain(..unseen.len().saturating_sub(UNSEEN_MAX));
+        }
+        if let Some(log) = self.log.as_ref().filter(|_| !output.is_empty()) {
+            let booted = self.marks.at(Phase::Init).is_some();
+            log.add(if booted { Source::Guest } else { Source::Boot }, output);
+        }
     }
 
     fn close_input(&mut self, waiter: &Waiter) {

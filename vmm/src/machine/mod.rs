@@ -7,6 +7,7 @@ mod build;
 mod cmdline;
 mod console;
 mod net;
+mod orders;
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -20,11 +21,14 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::bus::StopCause;
 use crate::config::plan::Plan;
+use crate::control;
+use crate::control::protocol::Ending as ControlEnding;
 use crate::event::Waiter;
 use crate::explain::Explain;
 use crate::jail::{Jail, Role};
 use crate::kvm::{Vcpu, Vm};
-use crate::report::{End, Outcome};
+use crate::report::{End, Outcome, Verdict};
+use crate::streams;
 use crate::sys::signal::EndingSignals;
 use crate::sys::start_up;
 use crate::trace::{BootTrace, Marks};
@@ -74,10 +78,12 @@ enum Token {
     SinkReady,
     Input,
     InputWanted,
+    Order,
+    StopDeadline,
 }
 
 impl Token {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Signal,
         Self::Timeout,
         Self::Report,
@@ -86,6 +92,8 @@ impl Token {
         Self::SinkReady,
         Self::Input,
         Self::InputWanted,
+        Self::Order,
+        Self::StopDeadline,
     ];
 }
 
@@ -105,17 +113,31 @@ impl Explain for MachineError {
 ///
 /// # Errors
 /// [`MachineError`] when the machine can't be built or the host refuses it something; how a guest ends is never an error.
-pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
+pub fn run(mut plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
     let signals = EndingSignals::open().map_err(host("watch for signals"))?;
     crate::sys::kick::install().map_err(host("install the vCPU signal"))?;
     let marks = Arc::new(Marks::default());
     let timeout = plan.timeout;
     let triple_fault_resets = cmdline::asks_for_triple_fault(&plan.append);
     let jail = Jail { seccomp: plan.seccomp };
+    let control = plan.control.take();
+    let streams = plan.streams.take();
+    let resizes = streams.as_ref().filter(|streams| streams.own && streams.tty);
+    let resizes = resizes.map(|_| EndingSignals::resizes()).transpose();
+    let resizes = resizes.map_err(host("watch for signals"))?;
+    let stopping = control.as_ref().map(orders::Manner::of);
     let parts = build::build(plan, &marks, jail)?;
+    let control = control
+        .map(|plan| control::Link::start(plan, Arc::clone(&marks), jail))
+        .transpose()
+        .map_err(host("serve the control socket"))?;
+    let streams = streams
+        .map(|plan| streams::Link::start(plan, resizes, jail))
+        .transpose()
+        .map_err(host("serve the streams of the main process"))?;
     let waiter = Waiter::new().map_err(host("make an epoll"))?;
-    let console =
-        Console::open(parts.console, parts.serial, &waiter).map_err(host("connect the console"))?;
+    let console = Console::open(parts.console, parts.serial, Arc::clone(&marks), &waiter)
+        .map_err(host("connect the console"))?;
     let (sender, reports) = mpsc::sync_channel(parts.vcpus.len());
     let doorbell =
         EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))?;
@@ -134,6 +156,10 @@ pub fn run(plan: Plan, trace: BootTrace) -> Result<Outcome, MachineError> {
         trace,
         vm: ManuallyDrop::new(parts.vm),
         settled: false,
+        control,
+        streams,
+        manner: stopping.unwrap_or_default(),
+        paused: false,
     };
     let mut timers = machine.watch(timeout).map_err(host("watch for events"))?;
     machine.start(parts.vcpus, jail)?;
@@ -166,11 +192,21 @@ struct Machine {
     vm: ManuallyDrop<Vm>,
     /// The first halt check was.
     settled: bool,
+    /// Who asks from outside, where somebody can.
+    control: Option<control::Link>,
+    /// The main process's streams, where the guest brings them.
+    streams: Option<streams::Link>,
+    /// How the guest is asked to end, and whether it was.
+    manner: orders::Manner,
+    /// The processors are held.
+    paused: bool,
 }
 
 /// The event loop's own timers.
 struct Timers {
     halt_check: TimerFd,
+    /// When a guest that was asked to end has had its time.
+    stop: TimerFd,
     _deadline: Option<TimerFd>,
 }
 
@@ -186,7 +222,12 @@ impl Machine {
         if let Some(deadline) = &deadline {
             waiter.add_readable(deadline.as_raw_fd(), Token::Timeout as u64)?;
         }
-        Ok(Timers { halt_check, _deadline: deadline })
+        let stop = TimerFd::new().map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        if let Some(control) = &self.control {
+            waiter.add_readable(stop.as_raw_fd(), Token::StopDeadline as u64)?;
+            waiter.add_readable(control.bell().as_raw_fd(), Token::Order as u64)?;
+        }
+        Ok(Timers { halt_check, stop, _deadline: deadline })
     }
 
     fn start(&mut self, vcpus: Vec<Vcpu>, jail: Jail) -> Result<(), MachineError> {
@@ -212,8 +253,9 @@ impl Machine {
                 };
                 match token {
                     Token::Signal => {
-                        if let Some(signal) = self.signals.take() {
-                            return Ok((End::Signal(signal), None));
+                        let signal = self.signals.take();
+                        if let Some(end) = signal.and_then(|it| self.signalled(it, timers)) {
+                            return Ok((end, None));
                         }
                     }
                     Token::Timeout => return Ok((End::TimedOut, None)),
@@ -230,7 +272,7 @@ impl Machine {
                             start_up::release();
                             self.settled = true;
                         }
-                        if halts.check(&self.handles, &self.link) {
+                        if !self.paused && halts.check(&self.handles, &self.link) {
                             return Ok((End::Halted, None));
                         }
                     }
@@ -239,6 +281,12 @@ impl Machine {
                     }
                     Token::Input => self.console.input_ready(&self.waiter),
                     Token::InputWanted => self.console.input_wanted(&self.waiter),
+                    Token::Order => {
+                        if let Some(end) = self.obey(timers) {
+                            return Ok((end, None));
+                        }
+                    }
+                    Token::StopDeadline => return Ok((End::Signal(libc::SIGKILL), None)),
                 }
             }
         }
@@ -247,6 +295,7 @@ impl Machine {
     fn stop(mut self, mut end: End, last_exit: Option<String>) -> Outcome {
         self.signals.next_is_final();
         self.link.stop.store(true, Ordering::SeqCst);
+        self.link.pause.release();
         for handle in &self.handles {
             handle.kick();
         }
@@ -266,14 +315,21 @@ impl Machine {
             // Only disks hold data that could be lost.
             device.shutdown().ok();
         }
-        self.console.close();
+        let started = self.streams.is_none_or(streams::Link::finish);
+        self.console.close(started);
         if self.settled {
             drop(ManuallyDrop::into_inner(self.vm));
         }
         self.trace.take(&self.marks);
         let network = self.network.and_then(|tally| tally.get().cloned()).unwrap_or_default();
         let console = self.console.tail().clone();
-        Outcome { end, trace: self.trace, console, last_exit, network }
+        let outcome = Outcome { end, trace: self.trace, console, last_exit, network };
+        if let Some(control) = self.control {
+            let Verdict { code, source, what, .. } = Verdict::of(&outcome);
+            let source = source.key().to_owned();
+            control.finish(ControlEnding { code, source, reason: what });
+        }
+        outcome
     }
 }
 

@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::net_plan::CaptureFiles;
 use crate::config::publish::PublishedPort;
+use crate::event::Patience;
 use crate::sys::random;
 
 use super::addresses::Addresses;
@@ -180,6 +181,7 @@ pub struct Host {
     log: Option<RefusalLog>,
     policy_faults: u64,
     limits: Limits,
+    patience: Patience,
     began: HostInstant,
     /// Of the last stack.
     told: Report,
@@ -221,6 +223,7 @@ impl Host {
             log: setup.log,
             policy_faults: 0,
             limits: setup.limits,
+            patience: Patience::of_this_host(),
             began: HostInstant::now(),
             told: Report::default(),
         };
@@ -320,11 +323,7 @@ impl<L: PacketLink> Engine<'_, L> {
         let mut events = [EpollEvent::default(); EVENT_BATCH];
         let mut ready = Ready::default();
         loop {
-            let count = match self.host.epoll.wait(self.timeout(), &mut events) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-                Err(error) => return Err(error),
-            };
+            let count = self.wait(&mut events)?;
             ready.flows.clear();
             ready.room = false;
             for event in events.iter().take(count) {
@@ -337,6 +336,35 @@ impl<L: PacketLink> Engine<'_, L> {
             if self.port.has_ended() {
                 return Ok(End::LinkEnded);
             }
+        }
+    }
+
+    fn wait(&mut self, events: &mut [EpollEvent]) -> io::Result<usize> {
+        let timeout = self.timeout();
+        if timeout != 0
+            && let Some(limit) = self.host.patience.next_look()
+        {
+            let start = HostInstant::now();
+            loop {
+                let count = self.poll(0, events)?;
+                if count > 0 {
+                    self.host.patience.looked(true);
+                    return Ok(count);
+                }
+                if start.elapsed() >= limit {
+                    self.host.patience.looked(false);
+                    break;
+                }
+            }
+        }
+        self.poll(timeout, events)
+    }
+
+    /// The number of events, which may be 0 before the time is up.
+    fn poll(&self, timeout_ms: i32, events: &mut [EpollEvent]) -> io::Result<usize> {
+        match self.host.epoll.wait(timeout_ms, events) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            waited => waited,
         }
     }
 

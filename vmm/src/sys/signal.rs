@@ -7,7 +7,7 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use vmm_sys_util::signal::{create_sigset, register_signal_handler, unblock_signal};
 
@@ -45,7 +45,11 @@ impl EndingSignals {
     /// # Errors
     /// What the host said.
     pub fn open_with(others: &[c_int]) -> io::Result<Self> {
-        let set = block(&[&ENDING, others].concat())?;
+        Self::of(&[&ENDING, others].concat())
+    }
+
+    fn of(signals: &[c_int]) -> io::Result<Self> {
+        let set = block(signals)?;
         // SAFETY: `set` is read; -1 asks for a new descriptor.
         let fd =
             unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
@@ -54,6 +58,14 @@ impl EndingSignals {
         }
         // SAFETY: the descriptor is new and nobody else's.
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    /// Changes of the terminal's size alone, the same way: to be made before any other thread, too.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn resizes() -> io::Result<Self> {
+        Self::of(&[libc::SIGWINCH])
     }
 
     /// The signal that came, or `None` when none has.
@@ -77,6 +89,12 @@ impl EndingSignals {
             register_signal_handler(signal, end_now).ok();
             unblock_signal(signal).ok();
         }
+    }
+}
+
+impl AsFd for EndingSignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -76,3 +76,12 @@ pub fn is_terminal(fd: RawFd) -> bool {
     // SAFETY: isatty takes any number.
     unsafe { libc::isatty(fd) == 1 }
 }
+
+/// Columns and rows of a terminal; `None` when `fd` is none, or does not know.
+#[must_use]
+pub fn size(fd: RawFd) -> Option<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request writes a winsize, which lives across the call.
+    let done = unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, &raw mut size) } == 0;
+    (done && size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}

@@ -4,6 +4,7 @@
 //! before KVM_RUN ends it as surely as one during it.
 
 pub mod exit;
+mod pause;
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -20,6 +21,7 @@ use crate::sys::kick;
 use crate::trace::{Marks, Phase};
 
 use exit::{Action, Buses, Fault};
+pub use pause::Pause;
 
 /// Why a processor's thread ended by itself.
 #[derive(Debug)]
@@ -55,6 +57,8 @@ pub struct Link {
     pub marks: Arc<Marks>,
     /// Set before a kick that ends the thread.
     pub stop: Arc<AtomicBool>,
+    /// Where processors are held.
+    pub pause: Arc<Pause>,
     /// Where reports go, and the doorbell to ring after sending one.
     pub reports: mpsc::SyncSender<Report>,
     /// Rung after a report was sent.
@@ -76,6 +80,7 @@ impl Link {
             buses,
             marks,
             stop: Arc::new(AtomicBool::new(false)),
+            pause: Arc::new(Pause::new()),
             reports,
             doorbell: Arc::new(doorbell),
         }
@@ -134,6 +139,10 @@ fn run_until_end(index: u8, vcpu: &mut Vcpu, link: &Link) -> Option<Ending> {
     let mut entered = index != 0;
     // A kick that came before this thread could be kicked has left its order behind.
     while !link.stop.load(Ordering::SeqCst) {
+        if link.pause.hold() {
+            vcpu.was_held();
+            continue;
+        }
         let action = exit::decide(vcpu.run(), &link.buses);
         if !entered {
             link.marks.stamp(Phase::KernelEntry);

@@ -261,7 +261,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the driver broke the rules: the queue must not be used again before a reset.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        if self.next_avail == self.seen_avail && !self.look_for_chains()? {
+        if !self.has_chain()? {
             return Ok(None);
         }
         let head = self.avail.load_u16(RING_OFFSET + 2 * self.slot(self.next_avail));
@@ -329,6 +329,14 @@ impl Queue {
         }
         // Pairs with the driver's fence between moving the available index and reading this wish.
         fence(Ordering::SeqCst);
+        self.has_chain()
+    }
+
+    /// Whether there is a chain to take.
+    ///
+    /// # Errors
+    /// As [`Self::pop`].
+    pub fn has_chain(&mut self) -> Result<bool, QueueError> {
         Ok(self.next_avail != self.seen_avail || self.look_for_chains()?)
     }
 

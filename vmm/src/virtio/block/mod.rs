@@ -77,6 +77,8 @@ pub struct Block {
     doorbells: Vec<EventFd>,
     workers: Vec<Running>,
     active: bool,
+    /// Nothing needs to be durable.
+    volatile: bool,
     /// Keeps the lock on the image for as long as the device lives.
     file: Option<Arc<File>>,
 }
@@ -100,7 +102,7 @@ impl Block {
         engine: EngineKind,
         jail: Jail,
     ) -> Result<Self, BlockError> {
-        let DiskPlan { path, file, read_only, len_bytes, overlay, limits } = plan;
+        let DiskPlan { path, file, read_only, len_bytes, overlay, limits, volatile } = plan;
         let file = Arc::new(file);
         let setup = |source| BlockError::Setup { path: path.clone(), source };
         let queues = if overlay.is_some() { 1 } else { queues };
@@ -112,7 +114,7 @@ impl Block {
             started: Instant::now(),
             changed: Arc::default(),
         };
-        let mut device = Self::idle(&shared, queues);
+        let mut device = Self::idle(&shared, queues, volatile);
         match overlay {
             None => {
                 for queue in 0..queues {
@@ -133,10 +135,12 @@ impl Block {
         Ok(device)
     }
 
-    fn idle(shared: &Shared, queues: u16) -> Self {
+    fn idle(shared: &Shared, queues: u16, volatile: bool) -> Self {
+        let features = config::features(shared.geometry.read_only, queues);
         Self {
             geometry: shared.geometry,
-            features: config::features(shared.geometry.read_only, queues),
+            features: if volatile { features & !(1 << config::FLUSH) } else { features },
+            volatile,
             config: config::space(shared.geometry.sectors, queues).to_vec(),
             queue_sizes: vec![config::QUEUE_SIZE; usize::from(queues)],
             doorbells: Vec::new(),
@@ -144,6 +148,11 @@ impl Block {
             active: false,
             file: None,
         }
+    }
+
+    /// Whether every write is durable when it ends, with these features negotiated: a driver that cannot ask for it relies on it.
+    fn writes_through(&self, features: u64) -> bool {
+        !self.volatile && features & (1 << config::FLUSH) == 0
     }
 
     fn add_signals(&mut self) -> io::Result<Signals> {
@@ -228,7 +237,7 @@ impl VirtioDevice for Block {
         if queues.first().is_none_or(Option::is_none) {
             return Err(ActivateError::MissingQueue(0));
         }
-        let write_through = features & (1 << config::FLUSH) == 0;
+        let write_through = self.writes_through(features);
         self.active = true;
         for (index, queue) in queues.into_iter().enumerate() {
             let Some(queue) = queue else { continue };

@@ -129,6 +129,7 @@ fn plan(file: &File) -> DiskPlan {
         len_bytes: file.metadata().unwrap().len(),
         overlay: None,
         limits: DiskLimits::default(),
+        volatile: false,
     }
 }
 
@@ -259,6 +260,18 @@ fn ranges_are_checked_one_by_one() {
             (IOERR, 1),
             "a list of one and a quarter ranges"
         );
+    }
+}
+
+#[test]
+fn a_volatile_disk_has_no_flush_and_needs_none() {
+    for (volatile, offered, through) in [(false, FLUSH, true), (true, 0, false)] {
+        let plan = DiskPlan { volatile, ..plan(&image(&pattern(64 << 10))) };
+        let mut rig = Rig::new(plan, EngineKind::Auto, F_EVENT_IDX);
+        assert_eq!(rig.device.features() & FLUSH, offered);
+        assert_eq!(rig.device.writes_through(F_EVENT_IDX), through);
+        assert!(!rig.device.writes_through(FLUSH | F_EVENT_IDX));
+        assert_eq!(rig.request(OUT, 0, &[(DATA, 512, false)]), (OK, 1));
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::disk::io::{Done, Engine, Op, Wake};
 use crate::disk::limits::Limiter;
+use crate::event::Patience;
 use crate::memory::{GuestRam, IoBuf};
 use crate::virtio::{Chain, Completion, Interrupt, Queue, QueueError, Tail};
 
@@ -19,6 +20,9 @@ use super::request::{Extent, Geometry, ID_BYTES, Request, RequestError, STATUS_O
 /// Chains taken before they are submitted and completions are answered. Where the page cache answers at once, the driver then works on
 /// one batch while the next is served, instead of both taking turns at the whole queue.
 const BATCH: usize = 32;
+
+/// Looks at the ring between two readings of the clock.
+const GLANCES: u32 = 32;
 
 /// What a worker has while its driver is ready.
 #[derive(Debug)]
@@ -69,6 +73,8 @@ enum Next {
 /// Why the worker stopped taking chains.
 enum Pause {
     Empty,
+    /// The ring is empty and the doorbell still off: more may come in this time.
+    Look(Duration),
     Busy,
     Batch,
     Limited(Duration),
@@ -79,6 +85,7 @@ pub(super) struct Worker {
     engine: Engine<Pending>,
     mailbox: Arc<Mailbox>,
     shared: Shared,
+    patience: Patience,
     active: Option<Box<Active>>,
     done: Vec<Done<Pending>>,
     bufs: Vec<IoBuf>,
@@ -100,6 +107,7 @@ impl Worker {
             engine,
             mailbox,
             shared,
+            patience: Patience::of_this_host(),
             active: None,
             done: Vec::new(),
             bufs: Vec::new(),
@@ -181,27 +189,37 @@ impl Worker {
         }
     }
 
-    /// Takes chains until there is a reason to pause, decides on the interrupt, and says how long to wait.
+    /// Takes chains until there is a reason to wait, decides on the interrupts, and says how long to wait.
     fn serve_queue(&mut self) -> Option<Duration> {
         let mut active = self.active.take()?;
-        let paused = self.take_chains(&mut active);
-        self.publish(&mut active);
-        if std::mem::take(&mut self.answered) && active.queue.wants_interrupt() {
-            active.interrupt.raise_queue();
-        }
-        match paused {
-            Ok(pause) => {
+        match self.serve_active(&mut active) {
+            Ok(timeout) => {
                 self.active = Some(active);
-                match pause {
-                    Pause::Empty | Pause::Busy => None,
-                    Pause::Batch => Some(Duration::ZERO),
-                    Pause::Limited(delay) => Some(delay),
-                }
+                timeout
             }
             Err(_) => {
                 // The rings cannot be trusted: nothing is taken or answered before a reset. The engine still holds the memory.
                 active.interrupt.fail_device();
                 None
+            }
+        }
+    }
+
+    fn serve_active(&mut self, active: &mut Active) -> Result<Option<Duration>, QueueError> {
+        loop {
+            let paused = self.take_chains(active);
+            self.publish(active);
+            if std::mem::take(&mut self.answered) && active.queue.wants_interrupt() {
+                active.interrupt.raise_queue();
+            }
+            match paused? {
+                Pause::Empty | Pause::Busy => return Ok(None),
+                Pause::Batch => return Ok(Some(Duration::ZERO)),
+                Pause::Limited(delay) => return Ok(Some(delay)),
+                Pause::Look(limit) => {
+                    let found = look(&mut active.queue, limit)?;
+                    self.patience.looked(found);
+                }
             }
         }
     }
@@ -224,8 +242,17 @@ impl Worker {
                     budget -= 1;
                     self.take_one(active, chain);
                 }
-                None if active.queue.enable_doorbell()? => active.queue.disable_doorbell(),
-                None => return Ok(Pause::Empty),
+                None => {
+                    if self.engine.in_flight() == 0
+                        && let Some(limit) = self.patience.next_look()
+                    {
+                        return Ok(Pause::Look(limit));
+                    }
+                    if !active.queue.enable_doorbell()? {
+                        return Ok(Pause::Empty);
+                    }
+                    active.queue.disable_doorbell();
+                }
             }
         }
     }
@@ -359,6 +386,22 @@ impl Worker {
     fn charge(&self, len_bytes: u64) {
         if let Some(limiter) = &self.shared.limiter {
             limiter.lock().unwrap_or_else(PoisonError::into_inner).charge(len_bytes);
+        }
+    }
+}
+
+/// Whether a chain comes within `limit`.
+fn look(queue: &mut Queue, limit: Duration) -> Result<bool, QueueError> {
+    let start = Instant::now();
+    loop {
+        for _ in 0..GLANCES {
+            if queue.has_chain()? {
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= limit {
+            return Ok(false);
         }
     }
 }
