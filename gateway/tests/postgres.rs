@@ -1,6 +1,20 @@
-//! Rows in a Postgres of the test's own, which listens on a Unix socket in a directory of its own.
+//! Rows, and whole gateways, in a Postgres of the test's own, which listens on a Unix socket in a directory of its own.
+//!
+//! Invariant: every test of `whole` is one here too.
 
 #![cfg(test)]
+
+#[path = "whole/client.rs"]
+mod client;
+#[path = "whole/restarts.rs"]
+mod restarts;
+#[path = "whole/rig.rs"]
+#[expect(dead_code, reason = "what this test uses of it")]
+mod rig;
+#[path = "whole/scale.rs"]
+mod scale;
+#[path = "whole/supervisor.rs"]
+mod supervisor;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +22,9 @@ use std::process::Command;
 use openshell_gateway::store::{Condition, Selector, Store, StoreError};
 use openshell_proto::datamodel::v1::ObjectMeta;
 use openshell_proto::v1::Sandbox;
+
+use rig::{Door, Rig};
+use supervisor::Supervisor;
 
 /// The server; ended when dropped.
 struct Server {
@@ -28,10 +45,16 @@ impl Server {
         }
         let data = server.data();
         server.run("initdb", &["-D", &data, "-A", "trust", "-U", "gateway", "--no-sync"]);
-        let options = format!("-k {} -c listen_addresses= -F", server.place.path().display());
-        let log = format!("{data}/log");
-        server.run("pg_ctl", &["-D", &data, "-w", "-l", &log, "-o", &options, "start"]);
+        server.begin();
         server
+    }
+
+    /// Starts the program on the data that is there.
+    fn begin(&self) {
+        let data = self.data();
+        let options = format!("-k {} -c listen_addresses= -F", self.place.path().display());
+        let log = format!("{data}/log");
+        self.run("pg_ctl", &["-D", &data, "-w", "-l", &log, "-o", &options, "start"]);
     }
 
     fn data(&self) -> String {
@@ -63,6 +86,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.run("pg_ctl", &["-D", &self.data(), "-m", "immediate", "stop"]);
     }
+}
+
+/// A database of its own, with its server.
+fn database(_place: &Path) -> (String, Box<dyn std::any::Any + Send>) {
+    let server = Server::start();
+    (server.url(), Box::new(server))
 }
 
 fn sandbox(id: &str, name: &str, workspace: &str) -> Sandbox {
@@ -139,4 +168,43 @@ async fn no_update_is_lost_among_writers() {
     // The server goes: said, not waited for.
     drop(server);
     assert!(store.ping().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_keeps_everything_there() {
+    let server = Server::start();
+    let mut rig = Rig::on(Door::Tls, server.url(), tempfile::tempdir().unwrap(), Box::new(()));
+    let mut supervisors = Vec::new();
+    for name in ["one", "two"] {
+        let row = rig.call(&["create", name, "--label", "of=test", "-o", "json"], b"").await.json();
+        let id = row["id"].as_str().unwrap().to_owned();
+        supervisors.push(Supervisor::start(&rig, &id, "run-1"));
+        rig.until(name, "ready").await;
+    }
+    let again = rig.call(&["create", "one"], b"").await;
+    assert!(again.code == 1 && again.err.contains("(AlreadyExists)"), "{again:?}");
+    let said = rig.call(&["exec", "one", "-n", "--", "echo", "here"], b"").await;
+    assert_eq!((said.code, said.text().as_str()), (0, "here\n"));
+    let stopped = rig.call(&["stop", "two", "--wait"], b"").await;
+    assert_eq!(stopped.code, 0, "{stopped:?}");
+    supervisors.truncate(1);
+
+    rig.kill();
+    rig.start();
+    rig.until("one", "ready").await;
+    let rows = rig.call(&["list", "--selector", "of=test", "-o", "json"], b"").await.json();
+    let phases: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["phase"].clone()).collect();
+    assert_eq!(phases, ["Ready", "Stopped"], "{rows}");
+    // The database goes and comes back: calls fail meanwhile, and the gateway stays.
+    server.run("pg_ctl", &["-D", &server.data(), "-m", "immediate", "-w", "stop"]);
+    let without = rig.call(&["list"], b"").await;
+    assert_eq!(without.code, 1, "{without:?}");
+    server.begin();
+    rig.until("one", "ready").await;
+    for name in ["one", "two"] {
+        let said = rig.call(&["delete", name], b"").await;
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+    assert_eq!(rig.call(&["list", "-o", "json"], b"").await.text(), "[]\n");
+    assert_eq!(rig.stub.running(), 0);
 }

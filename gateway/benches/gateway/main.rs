@@ -37,6 +37,7 @@ fn main() -> Result<()> {
     let word = std::env::args().skip(1).find(|word| !word.starts_with("--"));
     match word.as_deref() {
         Some("host") => {
+            rig::QUIET.store(true, std::sync::atomic::Ordering::Relaxed);
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
             let mut document = Document::new(NAME, "host");
             document.systems.insert(SYSTEM.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
@@ -68,6 +69,10 @@ fn report(document: &Document) -> Result<()> {
         writeln!(out, "{:28} {figure:34} {median:10.2} {p99:10.2} {count:6}", series.case)?;
     }
     Ok(())
+}
+
+fn database(place: &std::path::Path) -> (String, Box<dyn std::any::Any + Send>) {
+    rig::Rig::in_a_file(place)
 }
 
 /// Milliseconds since then.

@@ -6,6 +6,7 @@
 use std::env;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
@@ -13,11 +14,10 @@ use openshell_driver_vm::backend::ProgramPaths;
 use openshell_driver_vm::endpoint::Endpoint;
 use openshell_driver_vm::listen::ListenArgs;
 use openshell_driver_vm::resources::{Host, Size};
-use openshell_driver_vm::sandbox::{Settings, TlsPaths};
+use openshell_driver_vm::sandbox::{BOOT_LIMIT, SUPERVISOR, Settings, TlsPaths};
 use tracing::level_filters::LevelFilter;
 
-/// The supervisor of the tools disk, and another in its place.
-const SUPERVISOR: &str = "/opt/openshell/bin/openshell-supervisor";
+/// Another supervisor, in the place of that of the tools disk.
 const OTHER_SUPERVISOR: &str = "/opt/openshell/bin/openshell-sandbox";
 
 /// Runs sandboxes as microVMs for an OpenShell gateway.
@@ -134,6 +134,9 @@ struct Own {
     /// Users may name archives below this directory only
     #[arg(long, env = "OPENSHELL_VM_ROOTFS_TAR_DIR", value_name = "DIR")]
     rootfs_tar_dir: Option<PathBuf>,
+    /// How long a guest may boot, in seconds, until its machine is ended and its sandbox says why
+    #[arg(long, env = "OPENSHELL_VM_BOOT_TIMEOUT", default_value_t = BOOT_LIMIT.as_secs(), value_name = "SECONDS")]
+    boot_timeout: u64,
 }
 
 /// Another supervisor, and the first process that starts it.
@@ -210,6 +213,7 @@ impl Cli {
             self.sandbox_uid != 0 && self.sandbox_gid != 0,
             "--sandbox-uid and --sandbox-gid must not be 0: the sandbox user is never root"
         );
+        ensure!((1..=86_400).contains(&self.own.boot_timeout), "--boot-timeout must be 1 to 86400");
         let mut rules = self.own.net_allow.clone();
         if self.own.host_access == "all" {
             rules.push("host".to_owned());
@@ -232,6 +236,7 @@ impl Cli {
             supervisor: if supervisor.is_some() { OTHER_SUPERVISOR } else { SUPERVISOR }.to_owned(),
             rules,
             rootfs_tar_dir,
+            boot_limit: Duration::from_secs(self.own.boot_timeout),
         })
     }
 

@@ -16,8 +16,7 @@ use crate::sandbox::{DriverError, Identity, Request, Settings, Unusable};
 use crate::wire;
 
 /// Beginnings of references that lead to files of this host.
-const LOCAL: [&str; 8] =
-    ["/", "./", "../", "dir:", "oci:", "docker-archive:", "rootfs-tar:", "openshell/sandbox-from"];
+const LOCAL: [&str; 7] = ["/", "./", "../", "dir:", "oci:", "docker-archive:", "rootfs-tar:"];
 /// Ends of archives that are taken.
 const ARCHIVES: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd"];
 
@@ -226,23 +225,14 @@ mod tests {
 
     use super::*;
     use crate::endpoint::Endpoint;
-    use crate::resources::{Host, Size};
+    use crate::resources::Host;
 
     fn settings() -> Settings {
+        let endpoint = Endpoint::parse("http://localhost:1").expect("an endpoint");
         Settings {
-            endpoint: Endpoint::parse("http://localhost:1").expect("an endpoint"),
             default_image: Some("/srv/base.tar".to_owned()),
             bootstrap_image: Some("dir:/srv/boot".to_owned()),
-            tls: None,
-            size: Size { vcpus: 2, memory_mib: 2048 },
-            host: Host { cpus: 4, memory_mib: 8192 },
-            overlay_bytes: 64 << 20,
-            gpu: false,
-            log_level: String::new(),
-            telemetry: false,
-            supervisor: String::new(),
-            rules: Vec::new(),
-            rootfs_tar_dir: None,
+            ..Settings::new(endpoint, Host { cpus: 4, memory_mib: 8192 })
         }
     }
 

@@ -28,7 +28,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tonic::Status;
 
 use crate::session::{Observer, Registry};
-use crate::store::{Store, StoreError};
+use crate::store::{Scope, Store, StoreError};
 use crate::watch::Bus;
 use driver::Driver;
 use rules::Event;
@@ -219,6 +219,7 @@ impl Inner {
     async fn forget(&self, id: &str) -> Result<bool, StoreError> {
         let _row = self.lock_row(id).await;
         let deleted = self.store.delete::<Sandbox>(id).await?;
+        self.store.delete::<Scope>(id).await?;
         self.sessions.remove(id);
         self.bus.remove(id);
         Ok(deleted)

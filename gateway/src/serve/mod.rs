@@ -1,10 +1,12 @@
 //! The gRPC services of the gateway: `openshell.v1.OpenShell` and `openshell.inference.v1.Inference`.
 //!
-//! [`users`] is what users ask for, [`supervisors`] what supervisors do, [`streams`] what lasts, [`settings`] what a sandbox may do. Each
-//! call judges its caller first.
+//! [`users`] is what users ask for, [`supervisors`] what supervisors do, [`streams`] what lasts, [`settings`] and
+//! [`policy`] what a sandbox may do, [`merge`] changes of that. Each call judges its caller first.
 //!
 //! Invariant: no call of a supervisor touches a sandbox other than the one that its token names.
 
+mod merge;
+mod policy;
 mod rpc;
 mod settings;
 mod ssh_sessions;

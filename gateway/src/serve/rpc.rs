@@ -74,10 +74,7 @@ impl OpenShell for Gateway {
         request: Request<policy::GetGatewayConfigRequest>,
     ) -> Answer<policy::GetGatewayConfigResponse> {
         self.caller(&request)?.user()?;
-        Ok(Response::new(policy::GetGatewayConfigResponse {
-            settings_revision: 1,
-            ..Default::default()
-        }))
+        self.gateway_config().await.map(Response::new)
     }
 
     async fn create_sandbox(
@@ -220,7 +217,7 @@ impl OpenShell for Gateway {
         request: Request<api::UpdateConfigRequest>,
     ) -> Answer<api::UpdateConfigResponse> {
         let caller = self.caller(&request)?;
-        self.change_config(&caller, request.into_inner()).await.map(Response::new)
+        self.change_config(caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn connect_supervisor(

@@ -1,5 +1,6 @@
 //! The services over real sockets, with a driver and a supervisor of the test.
 
+mod configuration;
 mod relays;
 mod tls;
 
@@ -365,30 +366,6 @@ async fn what_a_user_asks_is_checked() {
             .sandboxes
             .is_empty()
     );
-}
-
-#[tokio::test]
-async fn a_policy_gets_a_version_with_each_change() {
-    let lab = Lab::new().await;
-    let row = lab.create("one").await;
-    let token = lab.token(&row);
-    let mut client = lab.client.clone();
-    let policy = openshell_proto::sandbox::v1::SandboxPolicy { version: 1, ..Default::default() };
-    let change = || UpdateConfigRequest {
-        name: "one".into(),
-        policy: Some(policy.clone()),
-        ..Default::default()
-    };
-    for _ in 0..2 {
-        let answer = client.update_config(with(&token, change())).await.unwrap().into_inner();
-        assert_eq!(answer.version, 2);
-    }
-    let stale = UpdateConfigRequest {
-        policy: Some(Default::default()),
-        expected_resource_version: 99,
-        ..change()
-    };
-    assert_eq!(client.update_config(stale).await.unwrap_err().code(), Code::Aborted);
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ impl Gateway {
             template.image.clone_from(&self.0.about.default_image);
         }
         if let Some(policy) = &spec.policy {
-            super::settings::check_policy(policy)?;
+            super::policy::check_policy(policy)?;
         }
         let row = Sandbox {
             metadata: Some(ObjectMeta {

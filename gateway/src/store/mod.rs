@@ -20,7 +20,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 
-pub use object::{Object, Selector, SelectorError};
+pub use object::{Object, Scope, Selector, SelectorError};
 
 /// How often a write is tried again because somebody else was faster.
 const ATTEMPTS: usize = 32;

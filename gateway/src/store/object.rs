@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use openshell_proto::datamodel::v1::ObjectMeta;
+use openshell_proto::sandbox::v1::{SandboxPolicy, SettingValue};
 use openshell_proto::v1::Sandbox;
 use prost::Message;
 
@@ -20,6 +21,50 @@ pub trait Object: Message + Default + Clone {
 
 impl Object for Sandbox {
     const KIND: &'static str = "sandbox";
+
+    fn meta(&self) -> Option<&ObjectMeta> {
+        self.metadata.as_ref()
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.metadata.get_or_insert_default()
+    }
+}
+
+/// Settings of one sandbox, whose id the row has, or of the gateway.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Scope {
+    /// Id and name are the sandbox's id, or [`Self::GLOBAL`].
+    #[prost(message, optional, tag = "1")]
+    pub metadata: Option<ObjectMeta>,
+    /// The settings by their keys.
+    #[prost(btree_map = "string, message", tag = "2")]
+    pub values: BTreeMap<String, SettingValue>,
+    /// How many changes there were.
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+    /// The policy of all sandboxes, in the gateway's scope only.
+    #[prost(message, optional, tag = "4")]
+    pub policy: Option<SandboxPolicy>,
+    /// How many changes of the policy there were.
+    #[prost(uint32, tag = "5")]
+    pub policy_version: u32,
+}
+
+impl Scope {
+    /// The id of the gateway's own: no sandbox's.
+    pub const GLOBAL: &str = "global";
+
+    /// The scope of this id, without settings.
+    #[must_use]
+    pub fn of(id: &str) -> Self {
+        let metadata = ObjectMeta { id: id.into(), name: id.into(), ..ObjectMeta::default() };
+        Self { metadata: Some(metadata), ..Self::default() }
+    }
+}
+
+impl Object for Scope {
+    const KIND: &'static str = "settings";
 
     fn meta(&self) -> Option<&ObjectMeta> {
         self.metadata.as_ref()

@@ -7,3 +7,9 @@ mod restarts;
 mod rig;
 mod scale;
 mod supervisor;
+
+use rig::Rig;
+
+fn database(place: &std::path::Path) -> (String, Box<dyn std::any::Any + Send>) {
+    Rig::in_a_file(place)
+}

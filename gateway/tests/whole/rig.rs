@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openshell_driver_vm::backend::stub::Stub;
 use openshell_driver_vm::decoder;
 use openshell_driver_vm::endpoint;
 use openshell_driver_vm::listen::{Listen, Peer};
-use openshell_driver_vm::resources::{Host, Size};
+use openshell_driver_vm::resources::Host;
 use openshell_driver_vm::sandbox::{Driver, Settings};
 use openshell_driver_vm::serve::serve;
 use openshell_driver_vm::state::StateDir;
@@ -30,6 +31,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) const GATEWAY: &str = env!("CARGO_BIN_EXE_openshell-gateway");
 
+/// Whether what gateways say is shown only where it is a warning.
+pub(crate) static QUIET: AtomicBool = AtomicBool::new(false);
+
 /// Who may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Door {
@@ -44,8 +48,11 @@ pub(crate) struct Rig {
     pub(crate) stub: Stub,
     pub(crate) address: SocketAddr,
     pub(crate) door: Door,
+    database: String,
     gateway: Option<Child>,
     _end: oneshot::Sender<()>,
+    /// What its database needs for as long as it is used; dropped after the gateway has ended.
+    _kept: Box<dyn std::any::Any + Send>,
 }
 
 /// What a call of the client has come to.
@@ -68,26 +75,28 @@ impl Said {
 }
 
 fn settings() -> Settings {
+    let endpoint = endpoint::Endpoint::parse("http://127.0.0.1:17670").unwrap();
     Settings {
-        endpoint: endpoint::Endpoint::parse("http://127.0.0.1:17670").unwrap(),
         default_image: Some("registry.example/base:1".to_owned()),
-        bootstrap_image: None,
-        tls: None,
-        size: Size { vcpus: 2, memory_mib: 2048 },
-        host: Host { cpus: 8, memory_mib: 16_384 },
         overlay_bytes: 64 << 20,
-        gpu: false,
-        log_level: "info".to_owned(),
-        telemetry: false,
-        supervisor: "/opt/openshell/bin/openshell-supervisor".to_owned(),
-        rules: vec!["host".to_owned()],
-        rootfs_tar_dir: None,
+        ..Settings::new(endpoint, Host { cpus: 8, memory_mib: 16_384 })
     }
 }
 
 impl Rig {
     pub(crate) fn new(door: Door) -> Self {
         let place = tempfile::tempdir().unwrap();
+        let (database, kept) = crate::database(place.path());
+        Self::on(door, database, place, kept)
+    }
+
+    /// One with its rows in this database, which needs what is kept.
+    pub(crate) fn on(
+        door: Door,
+        database: String,
+        place: TempDir,
+        kept: Box<dyn std::any::Any + Send>,
+    ) -> Self {
         certs::generate(&place.path().join("tls"), &[]).unwrap();
         let stub = Stub::default();
         let state = StateDir::open(&place.path().join("driver")).unwrap();
@@ -100,7 +109,16 @@ impl Rig {
             serve(driver, &listen, ended).await.unwrap();
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut rig = Self { place, stub, address: nowhere, door, gateway: None, _end: end };
+        let mut rig = Self {
+            place,
+            stub,
+            address: nowhere,
+            door,
+            database,
+            gateway: None,
+            _end: end,
+            _kept: kept,
+        };
         rig.start();
         rig
     }
@@ -120,9 +138,9 @@ impl Rig {
         };
         let text = format!(
             "[openshell]\nversion = 1\n[openshell.gateway]\nbind_address = '{}'\n\
-             db_url = 'sqlite:{place}/gateway.db'\n{door}\
+             db_url = '{}'\n{door}\
              [openshell.drivers.vm]\nsocket_path = '{place}/run/driver.sock'\n",
-            self.address
+            self.address, self.database
         );
         let file = self.place.path().join("gateway.toml");
         std::fs::write(&file, text).unwrap();
@@ -143,12 +161,19 @@ impl Rig {
                 if let Some((_, address)) = line.split_once("serving address=") {
                     tell.send(address.trim().parse().unwrap()).ok();
                 }
-                eprintln!("gateway: {line}");
+                if !line.contains(" INFO ") || !QUIET.load(Ordering::Relaxed) {
+                    eprintln!("gateway: {line}");
+                }
             }
         };
         std::thread::Builder::new().spawn(read).unwrap();
         self.gateway = Some(child);
         self.address = heard.recv_timeout(PATIENCE).expect("the gateway serves");
+    }
+
+    /// A database in a file, which needs nothing.
+    pub(crate) fn in_a_file(place: &Path) -> (String, Box<dyn std::any::Any + Send>) {
+        (format!("sqlite:{}", place.join("gateway.db").display()), Box::new(()))
     }
 
     pub(crate) fn pid(&self) -> u32 {

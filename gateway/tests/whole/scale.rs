@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openshell_proto::v1::open_shell_client::OpenShellClient;
+use openshell_proto::v1::sandbox_stream_event::Payload;
 use openshell_proto::v1::{
     CreateSandboxRequest, CreateSshSessionRequest, DeleteSandboxRequest, ExecSandboxRequest,
     GatewayMessage, ListSandboxesRequest, RelayFrame, RelayInit, Sandbox, SandboxPhase,
     SupervisorHello, SupervisorMessage, TcpForwardFrame, TcpForwardInit, TcpRelayTarget,
-    gateway_message, relay_frame, supervisor_message, tcp_forward_frame, tcp_forward_init,
+    WatchSandboxRequest, exec_sandbox_event, gateway_message, relay_frame, supervisor_message,
+    tcp_forward_frame, tcp_forward_init,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -253,6 +255,71 @@ async fn memory_is_flat_over_many_cycles() {
     // A KiB kept of each would be 10 MiB; an allocator takes some for itself.
     assert!(after < before + (9 << 10), "{before} KiB became {after} KiB");
     assert_eq!(rig.stub.running(), 0);
+}
+
+/// What a gateway and its driver hold: descriptors and threads of the gateway, files of sandboxes.
+fn held(rig: &Rig) -> [usize; 3] {
+    let count = |path: &std::path::Path| std::fs::read_dir(path).unwrap().count();
+    let process = std::path::PathBuf::from(format!("/proc/{}", rig.pid()));
+    let sandboxes = rig.place.path().join("driver/sandboxes");
+    [count(&process.join("fd")), count(&process.join("task")), count(&sandboxes)]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_cycles_from_create_to_a_commands_output_leave_nothing() {
+    let rig = Rig::new(Door::Open);
+    let mut client = rig.client().await;
+    let mut before = None;
+    for number in 0..220 {
+        // What programs take once and keep.
+        if number == 20 {
+            before = Some((held(&rig), resident(rig.pid())));
+        }
+        let name = format!("s{number}");
+        let id = id(&create(client.clone(), name.clone()).await);
+        let request =
+            WatchSandboxRequest { id: id.clone(), follow_status: true, ..Default::default() };
+        let mut events = client.watch_sandbox(request).await.unwrap().into_inner();
+        let _supervisor = Supervisor::start(&rig, &id, "run-1");
+        loop {
+            let event = events.next().await.unwrap().unwrap();
+            if let Some(Payload::Sandbox(row)) = event.payload
+                && row.status.unwrap_or_default().phase() == SandboxPhase::Ready
+            {
+                break;
+            }
+        }
+        let command = ["echo", &name].map(str::to_owned).to_vec();
+        let request =
+            ExecSandboxRequest { sandbox_id: id, command, ..ExecSandboxRequest::default() };
+        let mut said = client.exec_sandbox(request).await.unwrap().into_inner();
+        let (mut out, mut code) = (Vec::new(), None);
+        while let Some(event) = said.next().await {
+            match event.unwrap().payload {
+                Some(exec_sandbox_event::Payload::Stdout(piece)) => out.extend(&piece.data[..]),
+                Some(exec_sandbox_event::Payload::Exit(exit)) => code = Some(exit.exit_code),
+                _ => {}
+            }
+        }
+        assert_eq!((out, code), (format!("{name}\n").into_bytes(), Some(0)));
+        delete(client.clone(), name).await;
+    }
+    let (before, memory) = before.unwrap();
+    assert!(list(&mut client).await.is_empty());
+    assert_eq!((rig.stub.running(), before[2]), (0, 0));
+    let ends = Instant::now() + PATIENCE;
+    loop {
+        // Connections that are kept come and go by ones.
+        let after = held(&rig);
+        if after[0] <= before[0] + 2 && after[1] <= before[1] + 2 && after[2] == 0 {
+            break;
+        }
+        assert!(Instant::now() < ends, "{before:?} became {after:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let after = resident(rig.pid());
+    println!("200 cycles to a command's output: {memory} KiB before, {after} KiB after");
+    assert!(after < memory + (8 << 10), "{memory} KiB became {after} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -125,6 +125,16 @@ pub trait Machine: Send {
     /// Ends it, and returns when it is gone.
     fn stop(&mut self, how: Stop) -> Boxed<'_, ()>;
 
+    /// Waits until the guest has come as far as its main process; for ever if it does not.
+    fn booted(&self) -> Boxed<'static, ()>;
+
+    /// Ends it because it is of no use, and says how far it had come.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::wait`].
+    fn abandon(&mut self) -> Boxed<'_, io::Result<Ended>>;
+
     /// What the guest's own programs said last, if anything.
     fn said(&self) -> Option<String>;
 }

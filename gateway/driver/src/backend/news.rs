@@ -57,6 +57,8 @@ struct Line {
 #[derive(Debug)]
 pub(super) struct Pull {
     image: String,
+    /// Who has it, as the client's events name that.
+    source: &'static str,
     news: News,
     began: Instant,
     state: Mutex<State>,
@@ -71,20 +73,20 @@ struct State {
 }
 
 impl Pull {
-    pub(super) fn new(image: &str, news: News) -> Self {
+    pub(super) fn new(image: &str, source: &'static str, news: News) -> Self {
         let image = bounded(image);
         news.tell(
             Event::new(Reason::ResolvingImage, format!("Resolving image {image}"))
                 .active(progress::PULLING)
                 .with("image_ref", &image),
         );
-        Self { image, news, began: Instant::now(), state: Mutex::default() }
+        Self { image, source, news, began: Instant::now(), state: Mutex::default() }
     }
 
     /// Follows a program that makes no image, for its failure only.
     pub(super) fn listener() -> Self {
-        let (image, news) = (String::new(), News::silent());
-        Self { image, news, began: Instant::now(), state: Mutex::default() }
+        let (image, source, news) = (String::new(), "", News::silent());
+        Self { image, source, news, began: Instant::now(), state: Mutex::default() }
     }
 
     /// Takes a line of the program's standard error.
@@ -137,7 +139,7 @@ impl Pull {
                 .with(progress::ACTIVE_STEP, progress::STARTING)
                 .with("cache_hit", cached.to_string())
                 .with("image_identity", identity)
-                .with("image_source", "registry")
+                .with("image_source", self.source)
                 .with("image_size_bytes", bytes.to_string()),
         );
         cached
@@ -188,7 +190,7 @@ mod tests {
         let told = Arc::new(Mutex::new(Vec::new()));
         let list = Arc::clone(&told);
         let news = News::new(move |event| list.lock().expect("no panic").push(event));
-        let pull = Pull::new("x:1", news);
+        let pull = Pull::new("x:1", "registry", news);
         for line in lines {
             pull.line(line);
         }

@@ -25,6 +25,7 @@ pub struct Program {
     arguments: Vec<OsString>,
     directory: PathBuf,
     launcher: PathBuf,
+    without: Vec<&'static str>,
 }
 
 /// What a program that ended has said.
@@ -38,7 +39,14 @@ impl Program {
     /// A program that runs in `directory`. `launcher` is this program, see [`launcher`].
     pub(super) fn new(path: &Path, directory: &Path, launcher: &Path) -> Self {
         let (path, launcher) = (path.to_owned(), launcher.to_owned());
-        Self { path, arguments: Vec::new(), directory: directory.to_owned(), launcher }
+        let (arguments, without) = (Vec::new(), Vec::new());
+        Self { path, arguments, directory: directory.to_owned(), launcher, without }
+    }
+
+    /// The program without some of the driver's variables.
+    pub(super) fn without(mut self, names: impl IntoIterator<Item = &'static str>) -> Self {
+        self.without.extend(names);
+        self
     }
 
     /// The program with a further argument.
@@ -66,6 +74,9 @@ impl Program {
             .kill_on_drop(true)
             // Signals from a terminal are the driver's to handle.
             .process_group(0);
+        for name in &self.without {
+            command.env_remove(name);
+        }
         command
     }
 

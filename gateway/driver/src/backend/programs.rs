@@ -3,6 +3,7 @@
 //! Invariant: paths that reach a program's argument list are relative to the sandbox's directory or checked when the driver
 //! starts, so that no path can be read as an option. Secrets reach the config disk through files, never through arguments.
 
+mod engine;
 mod machine;
 
 use std::env;
@@ -120,11 +121,25 @@ impl Programs {
     }
 
     async fn pull(&self, image: &str, news: News) -> Result<(Image, bool), BackendError> {
-        let pull = Pull::new(image, news);
+        match engine::built(image) {
+            Some(name) => self.pull_from_engine(name, news).await,
+            None => self.pull_from(image, image, "registry", news).await,
+        }
+    }
+
+    /// Gets the image from `from` into the cache, and tells of it by the name that it was asked for.
+    async fn pull_from(
+        &self,
+        from: &str,
+        name: &str,
+        source: &'static str,
+        news: News,
+    ) -> Result<(Image, bool), BackendError> {
+        let pull = Pull::new(name, source, news);
         // Behind `--` nothing is read as an option.
         let program =
             self.rootfs(Path::new("/")).args(["--progress", "json", "pull"]).args(self.user());
-        let program = program.args(["--", image]);
+        let program = program.args(["--", from]);
         let output = program
             .run(IMAGE_LIMIT, HEARTBEAT, |line| pull.line(line), || pull.heartbeat())
             .await?;

@@ -1,4 +1,4 @@
-//! Asks a guest to stop: a line over its vsock device, as docs/guest.md has it.
+//! Asks a guest to stop, or whether it could: a line over its vsock device, as docs/guest.md has it.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -16,19 +16,46 @@ const PORT: u32 = 1023;
 /// How long the guest may take to answer. It answers before it begins to stop.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// Between two questions to a guest that boots.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Asks the guest to end its main process within `patience`, and then itself.
 pub(super) async fn ask(directory: &Path, patience: Duration) -> io::Result<()> {
     let talk = async {
-        // A path through the directory's descriptor: the real one may be too long for an address.
-        let opened = std::fs::File::open(directory)?;
-        let path = format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd());
-        let mut stream = UnixStream::connect(path).await?;
-        stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).await?;
-        expect(&mut stream, "OK ").await?;
+        let mut stream = connect(directory).await?;
         stream.write_all(format!("STOP {}\n", patience.as_secs().max(1)).as_bytes()).await?;
         expect(&mut stream, "OK").await
     };
     timeout(ANSWER, talk).await.map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Waits until the guest attends to requests, which it does once its main process has started.
+pub(super) async fn attended(directory: &Path) {
+    let look = async || {
+        let mut stream = connect(directory).await?;
+        // No request: the guest hears it and hangs up.
+        stream.write_all(b"\n").await?;
+        stream.read_u8().await
+    };
+    loop {
+        if let Ok(Err(error)) = timeout(ANSWER, look()).await
+            && error.kind() == io::ErrorKind::UnexpectedEof
+        {
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// A connection to the guest's first process.
+async fn connect(directory: &Path) -> io::Result<UnixStream> {
+    // A path through the directory's descriptor: the real one may be too long for an address.
+    let opened = std::fs::File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd());
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(format!("CONNECT {PORT}\n").as_bytes()).await?;
+    expect(&mut stream, "OK ").await?;
+    Ok(stream)
 }
 
 /// Reads one short line, byte by byte: what follows it is not ours.

@@ -43,6 +43,8 @@ struct Script {
     /// How machines were stopped.
     stops: Vec<Stop>,
     said: Option<String>,
+    /// Whether guests hang while they boot.
+    hang: bool,
 }
 
 impl Stub {
@@ -74,6 +76,11 @@ impl Stub {
     /// What guests say.
     pub fn set_said(&self, said: &str) {
         self.script().said = Some(said.to_owned());
+    }
+
+    /// From now on guests hang while they boot.
+    pub fn set_hang(&self, hang: bool) {
+        self.script().hang = hang;
     }
 
     /// Ends the machine of a sandbox; `Err` is an end that nobody can tell.
@@ -145,11 +152,12 @@ impl Backend for Stub {
     ) -> Boxed<'a, Result<Box<dyn Machine>, BackendError>> {
         Box::pin(async move {
             let (end, ends) = watch::channel(None);
+            let hang = self.script().hang;
             self.script().ends.insert(name_of(spec), end);
             self.inner.running.fetch_add(1, Ordering::SeqCst);
             self.inner.started.fetch_add(1, Ordering::SeqCst);
             let name = name_of(spec);
-            Ok(Box::new(StubMachine { stub: self.clone(), name, ends }) as Box<dyn Machine>)
+            Ok(Box::new(StubMachine { stub: self.clone(), name, ends, hang }) as Box<dyn Machine>)
         })
     }
 }
@@ -179,6 +187,7 @@ struct StubMachine {
     stub: Stub,
     name: String,
     ends: watch::Receiver<Option<Result<Ended, String>>>,
+    hang: bool,
 }
 
 impl Machine for StubMachine {
@@ -196,6 +205,20 @@ impl Machine for StubMachine {
     fn stop(&mut self, how: Stop) -> Boxed<'_, ()> {
         self.stub.script().stops.push(how);
         Box::pin(async {})
+    }
+
+    fn booted(&self) -> Boxed<'static, ()> {
+        let hang = self.hang;
+        Box::pin(async move {
+            if hang {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    fn abandon(&mut self) -> Boxed<'_, io::Result<Ended>> {
+        let message = "VM process exited with status 143; last phase completed: kernel_entry";
+        Box::pin(async { Ok(Ended { code: 143, ran: true, message: message.to_owned() }) })
     }
 
     fn said(&self) -> Option<String> {

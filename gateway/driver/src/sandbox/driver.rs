@@ -31,6 +31,10 @@ const PREPARING: usize = 16;
 const STARTING: usize = 8;
 /// How long all machines together may take when the driver ends.
 const FAREWELL: Duration = Duration::from_secs(12);
+/// The supervisor of the tools disk, in the guest.
+pub const SUPERVISOR: &str = "/opt/openshell/bin/openshell-supervisor";
+/// How long a guest may boot: well below the 300 s that `openshell sandbox create` waits.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Files with the certificates of guests.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +72,30 @@ pub struct Settings {
     pub rules: Vec<String>,
     /// Where archives must lie that users name; anywhere if not set.
     pub rootfs_tar_dir: Option<PathBuf>,
+    /// How long a guest may take from the start of its machine to that of its main process.
+    pub boot_limit: Duration,
+}
+
+impl Settings {
+    /// What an operator gets who says where the gateway is, and nothing else.
+    pub fn new(endpoint: Endpoint, host: Host) -> Self {
+        Self {
+            endpoint,
+            default_image: None,
+            bootstrap_image: None,
+            tls: None,
+            size: Size { vcpus: 2, memory_mib: 2048 },
+            host,
+            overlay_bytes: 4096 << 20,
+            gpu: false,
+            log_level: "info".to_owned(),
+            telemetry: false,
+            supervisor: SUPERVISOR.to_owned(),
+            rules: vec!["host".to_owned()],
+            rootfs_tar_dir: None,
+            boot_limit: BOOT_LIMIT,
+        }
+    }
 }
 
 /// Why something that was asked for did not happen.

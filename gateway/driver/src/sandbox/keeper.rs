@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::condition::Status;
 use super::driver::Driver;
@@ -78,6 +78,9 @@ impl Keeper {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         looks.tick().await;
+        let limit = self.driver.settings.boot_limit;
+        let mut boot = std::pin::pin!(timeout(limit, machine.booted()));
+        let mut boots = true;
         loop {
             tokio::select! {
                 biased;
@@ -91,6 +94,10 @@ impl Keeper {
                         machine.stop(Stop::Now).await;
                         Life::Lost(format!("the state of the VM process is unknown: {error}"))
                     }
+                },
+                booted = &mut boot, if boots => match booted {
+                    Ok(()) => boots = false,
+                    Err(_) => return hung(&mut *machine, limit).await,
                 },
                 _ = looks.tick(), if began.elapsed() < LOOKS => self.look(&*machine),
             }
@@ -149,6 +156,21 @@ impl Keeper {
         let registry = &self.driver.registry;
         registry.set(&self.id, status);
         registry.tell(&self.id, event);
+    }
+}
+
+/// Ends a machine whose guest does not boot.
+async fn hung(machine: &mut dyn Machine, limit: Duration) -> Life {
+    let why = format!("the guest did not boot within {} s", limit.as_secs());
+    match machine.abandon().await {
+        Ok(ended) => {
+            let message = bounded(&format!("{why}; {}", ended.message));
+            Life::Ended(Ended { ran: true, message, ..ended })
+        }
+        Err(error) => {
+            machine.stop(Stop::Now).await;
+            Life::Lost(format!("{why}; the state of the VM process is unknown: {error}"))
+        }
     }
 }
 

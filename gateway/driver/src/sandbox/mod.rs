@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use condition::{Condition, Status};
-pub use driver::{Driver, DriverError, Settings, TlsPaths};
+pub use driver::{BOOT_LIMIT, Driver, DriverError, SUPERVISOR, Settings, TlsPaths};
 pub use registry::{Snapshot, Stamped};
 pub use watch::{Change, Watcher};
 

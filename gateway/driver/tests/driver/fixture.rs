@@ -8,7 +8,7 @@ use openshell_driver_vm::backend::stub::Stub;
 use openshell_driver_vm::decoder;
 use openshell_driver_vm::endpoint;
 use openshell_driver_vm::listen::{Listen, Peer};
-use openshell_driver_vm::resources::{Host, Size};
+use openshell_driver_vm::resources::Host;
 use openshell_driver_vm::sandbox::{Driver, Settings};
 use openshell_driver_vm::serve::serve;
 use openshell_driver_vm::state::StateDir;
@@ -37,20 +37,11 @@ pub(crate) struct Fixture {
 }
 
 pub(crate) fn settings() -> Settings {
+    let endpoint = endpoint::Endpoint::parse("http://127.0.0.1:17670").expect("an endpoint");
     Settings {
-        endpoint: endpoint::Endpoint::parse("http://127.0.0.1:17670").expect("an endpoint"),
         default_image: Some("registry.example/base:1".to_owned()),
-        bootstrap_image: None,
-        tls: None,
-        size: Size { vcpus: 2, memory_mib: 2048 },
-        host: Host { cpus: 8, memory_mib: 16_384 },
         overlay_bytes: 64 << 20,
-        gpu: false,
-        log_level: "info".to_owned(),
-        telemetry: false,
-        supervisor: "/opt/openshell/bin/openshell-supervisor".to_owned(),
-        rules: vec!["host".to_owned()],
-        rootfs_tar_dir: None,
+        ..Settings::new(endpoint, Host { cpus: 8, memory_mib: 16_384 })
     }
 }
 

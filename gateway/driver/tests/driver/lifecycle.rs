@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::time::Duration;
 
+use openshell_driver_vm::backend::stub::Stub;
 use openshell_driver_vm::backend::{Ended, Stop};
 use openshell_driver_vm::sandbox::Settings;
 use openshell_proto::compute::v1 as pb;
@@ -329,4 +330,24 @@ async fn a_driver_that_ends_ends_its_machines_and_marks_nothing() {
     assert!(!directory.join("main-process-exited").exists());
     assert!(!place.path().join("run/driver.sock").exists());
     drop(watch);
+}
+
+#[tokio::test]
+async fn a_guest_that_hangs_while_it_boots_is_ended_and_says_how_far_it_came() {
+    let limit = Duration::from_millis(50);
+    let settings = Settings { boot_limit: limit, ..settings() };
+    let mut fixture = Fixture::with(settings, Stub::default()).await;
+    fixture.create("boots").await.expect("created");
+    fixture.wait_for_running(1).await;
+    fixture.stub.set_hang(true);
+    fixture.create("hangs").await.expect("created");
+    let found = fixture.wait_for("hangs", "ProcessExited").await;
+    for part in ["did not boot within 0 s", "status 143", "last phase completed: kernel_entry"] {
+        assert!(found.message.contains(part), "no {part:?} in {}", found.message);
+    }
+    assert!(fixture.sandbox("hangs").join("main-process-exited").exists());
+    // One that has booted may take its time.
+    tokio::time::sleep(2 * limit).await;
+    assert_eq!(fixture.condition("boots").await.reason, "Starting");
+    assert_eq!(fixture.stub.running(), 1);
 }

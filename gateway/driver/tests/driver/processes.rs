@@ -51,6 +51,19 @@ make-config)
 esac
 "#;
 
+/// Plays `docker`, with one image in it.
+const DOCKER: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+[ -n "$OPENSHELL_REGISTRY_TOKEN" ] && exit 9
+echo "$2" >> "$here/docker.log"
+for last; do :; done
+case $2.$last in
+inspect.openshell/sandbox-from:1) echo sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff ;;
+save.openshell/sandbox-from:1) echo archive > "$4" ;;
+*) echo "Error: No such image: $last" >&2; exit 1 ;;
+esac
+"#;
+
 /// Plays `openshell-vmm`: what it was given is kept, and a file beside the program says what it does.
 const VMM: &str = r#"#!/bin/sh
 printf '%s\n' "$@" > arguments
@@ -317,6 +330,25 @@ exit 125
 }
 
 #[tokio::test]
+async fn a_guest_that_hangs_ends_with_its_last_phase_and_its_console() {
+    let place = Place::new();
+    place.behave(
+        r#"trap 'echo "{\"source\":\"signal\",\"phase\":\"kernel_entry\",\"reason\":\"told to end\"}" > result.json; exit 143' TERM
+echo "kernel: and no further"
+while :; do sleep 0.05; done
+"#,
+    );
+    let mut driver = place.run_with(&["--boot-timeout", "1"]).await;
+    create(&mut driver.client, sandbox("a")).await.expect("created");
+    let pid = place.machine("a").await;
+    let found = wait_for(&mut driver.client, "a", "ProcessExited").await;
+    for part in ["did not boot within 1 s", "kernel_entry", "kernel: and no further"] {
+        assert!(found.message.contains(part), "no {part:?} in {}", found.message);
+    }
+    assert!(!runs(pid));
+}
+
+#[tokio::test]
 async fn a_machine_that_is_killed_by_a_stranger_says_so() {
     let place = Place::new();
     let mut driver = place.run().await;
@@ -492,4 +524,96 @@ fn a_program_of_a_driver_that_is_gone_is_not_started() {
     assert_eq!(output.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&output.stderr).contains("the driver is gone"));
     assert!(!Path::new(&mark).exists());
+}
+
+#[tokio::test]
+async fn an_image_of_the_hosts_engine_is_taken_from_there_once() {
+    let place = Place::new();
+    let engine = place.path("docker");
+    fs::write(&engine, DOCKER).expect("written");
+    fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).expect("set");
+    let mut command = place.command();
+    let path = std::env::var("PATH").expect("set");
+    command.env("PATH", format!("{}:{path}", place.place.path().display()));
+    command.arg("--bind-socket").arg(place.socket()).arg("--allow-same-uid-peer");
+    let child = command.spawn().expect("runs");
+    let mut driver = Running { child, client: connect(&place.socket()).await };
+    let with = |id: &str, image: &str| {
+        let mut wanted = sandbox(id);
+        let template = wanted.spec.as_mut().and_then(|spec| spec.template.as_mut());
+        template.expect("a template").image = image.to_owned();
+        wanted
+    };
+    for id in ["a", "b"] {
+        let wanted = with(id, "openshell/sandbox-from:1");
+        create(&mut driver.client, wanted).await.expect("created");
+        place.machine(id).await;
+    }
+    let asked = fs::read_to_string(place.path("docker.log")).expect("read");
+    assert_eq!(asked, "inspect\nsave\ninspect\n", "the second one is in the cache");
+    let made = fs::read_to_string(place.path("rootfs.log")).expect("read");
+    let pulled = made.lines().filter(|line| line.starts_with("pull docker-archive:/")).count();
+    assert_eq!(pulled, 1, "{made}");
+    let kept = fs::read_dir(place.path("state/engine")).expect("read");
+    assert_eq!(kept.count(), 1, "no archive is left");
+    create(&mut driver.client, with("c", "openshell/sandbox-from:2")).await.expect("created");
+    let found = wait_for(&mut driver.client, "c", "ProvisioningFailed").await;
+    assert!(found.message.contains("No such image: openshell/sandbox-from:2"), "{found:?}");
+}
+
+/// Sandboxes that come and go, and how many of them at a time.
+const CYCLES: usize = 200;
+const AT_ONCE: usize = 4;
+
+#[tokio::test]
+async fn two_hundred_cycles_leave_nothing_behind() {
+    let place = Place::new();
+    let driver = place.run().await;
+    let cycle = async |number: usize| {
+        let mut client = driver.client.clone();
+        let id = format!("cycle-{number}");
+        create(&mut client, sandbox(&id)).await.expect("created");
+        match number % 3 {
+            // Deleted at once, with a process, and after its end.
+            0 => {}
+            1 => drop(place.machine(&id).await),
+            _ => {
+                let pid = place.machine(&id).await;
+                kill_process(Pid::from_raw(pid).expect("a process"), Signal::KILL).expect("killed");
+                wait_for(&mut client, &id, "ProcessExited").await;
+            }
+        }
+        assert_eq!(delete(&mut client, &id).await, Ok(true));
+        assert!(!place.sandbox(&id).exists());
+    };
+    let some = async |first: usize| {
+        for number in (first..CYCLES).step_by(AT_ONCE) {
+            cycle(number).await;
+        }
+    };
+    let descriptors = || {
+        let all = fs::read_dir(format!("/proc/{}/fd", driver.child.id())).expect("read");
+        all.count()
+    };
+    // What the driver takes once and keeps.
+    cycle(CYCLES).await;
+    let before = descriptors();
+    tokio::join!(some(0), some(1), some(2), some(3));
+    for directory in ["sandboxes", "trash"] {
+        let left = fs::read_dir(place.path("state").join(directory)).expect("read").count();
+        assert_eq!(left, 0, "{directory}");
+    }
+    let parent = driver.child.id().to_string();
+    until(|| {
+        let processes = fs::read_dir("/proc").expect("read").flatten();
+        let mut stats =
+            processes.filter_map(|one| fs::read_to_string(one.path().join("stat")).ok());
+        // State and parent come behind the name.
+        stats.all(|stat| {
+            let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+            rest.split(' ').nth(1) != Some(&*parent)
+        })
+    })
+    .await;
+    until(|| descriptors() <= before + 2).await;
 }

@@ -92,6 +92,22 @@ impl Machine for Vmm {
         })
     }
 
+    fn booted(&self) -> Boxed<'static, ()> {
+        let directory = self.directory.clone();
+        Box::pin(async move { stop::attended(directory.path()).await })
+    }
+
+    fn abandon(&mut self) -> Boxed<'_, io::Result<Ended>> {
+        Box::pin(async move {
+            // Asked to end, the machine writes down how far it has come.
+            self.terminate();
+            if !self.ends_within(TERMINATE).await {
+                self.child.kill().await?;
+            }
+            self.wait().await
+        })
+    }
+
     fn said(&self) -> Option<String> {
         self.tail.ours()
     }
