@@ -1,6 +1,7 @@
 //! What end-to-end tests and benchmarks share: bare-metal guests, and machines as processes.
 
 pub mod bare;
+pub mod image;
 pub mod machine;
 pub mod memory;
 pub mod netns;
@@ -10,4 +11,4 @@ pub mod pty;
 pub mod streams;
 pub mod walk;
 
-pub use process::{peak_of_children_kib, signal, terminal};
+pub use process::{Taken, signal, taken, terminal};

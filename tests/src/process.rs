@@ -3,12 +3,14 @@
 //!
 //! Invariant: a process id is used only while its owner has not reaped it, so that it can't have become another process's.
 
-#![expect(unsafe_code, reason = "kill, waitid, getrusage and openpty are system calls")]
+#![expect(unsafe_code, reason = "kill, waitid, wait4 and openpty are system calls")]
 
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, FromRawFd as _};
+use std::process::Child;
+use std::time::Duration;
 
 /// Sends `signal` to the process, which its owner has not reaped.
 ///
@@ -33,17 +35,47 @@ pub(crate) fn wait_for_end(pid: u32) -> io::Result<()> {
     }
 }
 
-/// The most memory in KiB that any child of this process had in RAM, of those that were reaped.
+/// What a process took from its start to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Its exit code; 128 + N after signal N.
+    pub code: i32,
+    /// Processor time of all its threads, user and system.
+    pub processor: Duration,
+    /// The most memory in KiB that it had in RAM, or one of the children that it waited for.
+    pub peak_kib: u64,
+}
+
+/// Waits for the end of a process, whose output somebody else has to read.
 ///
 /// # Errors
 /// What the host said.
-pub fn peak_of_children_kib() -> io::Result<u64> {
+pub fn taken(child: Child) -> io::Result<Taken> {
+    let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    // SAFETY: `usage` has room for the one structure that the kernel writes.
-    succeeded(unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) })?;
+    loop {
+        // SAFETY: both have room for what the kernel writes. The child is ours and not reaped: it is consumed with this call, and does
+        // not wait when it is dropped.
+        match succeeded(unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) }) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => break done?,
+        }
+    }
+    drop(child);
     // SAFETY: the kernel has written it, and zeros would be one, too.
     let usage = unsafe { usage.assume_init() };
-    u64::try_from(usage.ru_maxrss).map_err(io::Error::other)
+    let signalled = libc::WIFSIGNALED(status);
+    let code = if signalled { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
+    let processor = duration(usage.ru_utime)? + duration(usage.ru_stime)?;
+    let peak_kib = u64::try_from(usage.ru_maxrss).map_err(io::Error::other)?;
+    Ok(Taken { code, processor, peak_kib })
+}
+
+fn duration(time: libc::timeval) -> io::Result<Duration> {
+    let seconds = u64::try_from(time.tv_sec).map_err(io::Error::other)?;
+    let microseconds = u64::try_from(time.tv_usec).map_err(io::Error::other)?;
+    Ok(Duration::from_secs(seconds) + Duration::from_micros(microseconds))
 }
 
 /// A new pseudo-terminal: the side of the user, and the side of the program.

@@ -75,6 +75,34 @@ impl Window {
         self.program_side.try_clone()
     }
 
+    /// Gives the window another size. Programs that do not have it as their controlling terminal get no signal.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the size lives across the call, which reads it.
+        let done = unsafe {
+            libc::ioctl(self.program_side.as_raw_fd(), libc::TIOCSWINSZ, &raw const size)
+        };
+        if done == 0 { Ok(()) } else { Err(Error::last_os_error()) }
+    }
+
+    /// Waits until a program takes keys as they come.
+    ///
+    /// # Errors
+    /// When that does not happen `within` the time.
+    pub fn wait_until_raw(&self, within: Duration) -> io::Result<()> {
+        let ends = Instant::now() + within;
+        while self.modes()?.is_cooked() {
+            if Instant::now() >= ends {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Types `keys`.
     ///
     /// # Errors

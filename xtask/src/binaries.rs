@@ -16,82 +16,46 @@ pub(crate) const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the command `openshell-vmm` for release and returns its path.
 pub(crate) fn vmm() -> Result<PathBuf> {
-    say::step("build openshell-vmm (static, release)", || {
-        let mut command = cargo("build");
-        command.args(["--release", "--package", "openshell-vmm", "--bin", "openshell-vmm"]);
-        executable(&mut command, "bin", "openshell-vmm")
-    })
+    program("release", "vmm", "openshell-vmm")
 }
 
 /// Builds the program of the package at `tests/` that runs inside guests and returns its path.
 pub(crate) fn guest_probe() -> Result<PathBuf> {
-    let package = package_at("tests")?;
-    say::step("build guest-probe (static)", || {
-        let mut command = cargo("build");
-        command.args(["--package", &package, "--bin", "guest-probe"]);
-        executable(&mut command, "bin", "guest-probe")
-    })
+    program("dev", "tests", "guest-probe")
 }
 
 /// Builds the first process of guests and returns its path.
 pub(crate) fn guest_init() -> Result<PathBuf> {
-    let package = package_at("guest/init")?;
-    say::step("build openshell-init (static, small)", || {
-        let mut command = cargo("build");
-        command.args(["--profile", "guest", "--package", &package, "--bin", "openshell-init"]);
-        executable(&mut command, "bin", "openshell-init")
-    })
+    program("guest", "guest/init", "openshell-init")
+}
+
+/// Builds the host's agent of guests and returns its path.
+pub(crate) fn guest_agent() -> Result<PathBuf> {
+    program("guest", "guest/agent", "openshell-agent")
 }
 
 /// Builds the command `openshell-rootfs` as it is tested and returns its path.
 pub(crate) fn rootfs() -> Result<PathBuf> {
-    say::step("build openshell-rootfs (static)", || {
-        let mut command = cargo("build");
-        command.args(["--package", "openshell-rootfs", "--bin", "openshell-rootfs"]);
-        executable(&mut command, "bin", "openshell-rootfs")
-    })
+    program("dev", "rootfs", "openshell-rootfs")
 }
 
 /// Builds the command `openshell-rootfs` as it is delivered and returns its path.
 pub(crate) fn rootfs_release() -> Result<PathBuf> {
-    say::step("build openshell-rootfs (static, release)", || {
-        let mut command = cargo("build");
-        command.args(["--release", "--package", "openshell-rootfs", "--bin", "openshell-rootfs"]);
-        executable(&mut command, "bin", "openshell-rootfs")
-    })
+    program("release", "rootfs", "openshell-rootfs")
 }
 
-/// Builds what sandboxes need besides the machine, for release: gateway, driver, supervisor and `openshell-rootfs`, in this order.
-pub(crate) fn released() -> Result<[PathBuf; 4]> {
-    say::step("build gateway, driver, supervisor and openshell-rootfs (static, release)", || {
-        let mut command = cargo("build");
-        command.args(["--release", "--bins"]);
-        for directory in ["gateway", "gateway/driver", "guest", "rootfs"] {
-            command.args(["--package", &package_at(directory)?]);
-        }
-        let names = [
-            "openshell-gateway",
-            "openshell-driver-vm",
-            "openshell-supervisor",
-            "openshell-rootfs",
-        ];
-        executables(&mut command, "bin", names)
-    })
+const GATEWAY: (&str, &str) = ("gateway", "openshell-gateway");
+const DRIVER: (&str, &str) = ("gateway/driver", "openshell-driver-vm");
+const SUPERVISOR: (&str, &str) = ("guest", "openshell-supervisor");
+
+/// Builds gateway, driver and supervisor as they are delivered, and returns their paths in this order.
+pub(crate) fn released() -> Result<[PathBuf; 3]> {
+    programs("release", [GATEWAY, DRIVER, SUPERVISOR])
 }
 
 /// Builds gateway, driver and supervisor as they are tested, and returns their paths in this order.
 pub(crate) fn control_plane() -> Result<[PathBuf; 3]> {
-    let names = ["openshell-gateway", "openshell-driver-vm", "openshell-supervisor"];
-    let packages = ["gateway", "gateway/driver", "guest"].map(package_at);
-    say::step("build gateway, driver and supervisor (static)", || {
-        let mut command = cargo("build");
-        command.args(["--profile", "tested", "--bins"]);
-        for package in packages {
-            command.args(["--package", &package?]);
-        }
-        let [gateway, driver, supervisor] = executables(&mut command, "bin", names)?;
-        Ok([gateway, driver, supervisor])
-    })
+    programs("tested", [GATEWAY, DRIVER, SUPERVISOR])
 }
 
 /// Builds an end-to-end test target of the package at `tests/` and returns the test program.
@@ -104,14 +68,9 @@ pub(crate) fn end_to_end(target: &str) -> Result<PathBuf> {
     })
 }
 
-/// Builds a bench target of the package at `benches/` for release and returns the program.
-pub(crate) fn bench(target: &str) -> Result<PathBuf> {
-    let package = package_at("benches")?;
-    say::step(&format!("build the benchmark `{target}` (static, release)"), || {
-        let mut command = cargo("build");
-        command.args(["--release", "--package", &package, "--bin", target]);
-        executable(&mut command, "bin", target)
-    })
+/// Builds a benchmark of the package at `benches/` for release and returns the program.
+pub(crate) fn bench(name: &str) -> Result<PathBuf> {
+    program("release", "benches", name)
 }
 
 /// Name of the workspace's package whose manifest lies in `directory`.
@@ -134,6 +93,24 @@ pub(crate) fn metadata() -> Result<Value> {
 /// The packages in the answer of [`metadata`].
 pub(crate) fn packages(metadata: &Value) -> impl Iterator<Item = &Value> {
     metadata["packages"].as_array().into_iter().flatten()
+}
+
+fn program(profile: &str, directory: &str, name: &str) -> Result<PathBuf> {
+    let [program] = programs(profile, [(directory, name)])?;
+    Ok(program)
+}
+
+/// Builds programs, each by the directory of its package and its name, in one call of cargo.
+fn programs<const N: usize>(profile: &str, wanted: [(&str, &str); N]) -> Result<[PathBuf; N]> {
+    let names = wanted.map(|(_, name)| name);
+    say::step(&format!("build {} (static, {profile})", names.join(", ")), || {
+        let mut command = cargo("build");
+        command.args(["--profile", profile]);
+        for (directory, name) in wanted {
+            command.args(["--package", &package_at(directory)?, "--bin", name]);
+        }
+        executables(&mut command, "bin", names)
+    })
 }
 
 fn cargo(verb: &str) -> Command {

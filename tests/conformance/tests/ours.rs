@@ -34,20 +34,12 @@ fn passed(report: &Report, at_least: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_driver_conforms() {
     let place = tempfile::tempdir().unwrap();
+    let endpoint = endpoint::Endpoint::parse("http://127.0.0.1:17670").unwrap();
     let settings = Settings {
-        endpoint: endpoint::Endpoint::parse("http://127.0.0.1:17670").unwrap(),
-        default_image: None,
-        bootstrap_image: None,
-        tls: None,
         size: Size { vcpus: 1, memory_mib: 512 },
-        host: Host { cpus: 2, memory_mib: 4096 },
         overlay_bytes: 64 << 20,
-        gpu: false,
-        log_level: "info".to_owned(),
-        telemetry: false,
-        supervisor: "/opt/openshell/bin/openshell-supervisor".to_owned(),
         rules: vec![],
-        rootfs_tar_dir: None,
+        ..Settings::new(endpoint, Host { cpus: 2, memory_mib: 4096 })
     };
     let state = StateDir::open(&place.path().join("state")).unwrap();
     let socket = place.path().join("run/driver.sock");

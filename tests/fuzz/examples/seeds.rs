@@ -10,15 +10,18 @@ const MIB: u64 = 1 << 20;
 
 fn main() -> Result<()> {
     for (target, seeds) in [
+        ("agent", agent()),
         ("block", block()),
         ("config", config()),
         ("console", console()),
+        ("copy", copy()),
         ("dhcp", dhcp()),
         ("dns_guest", dns_guest()),
         ("dns_resolver", dns_resolver()),
         ("ext4_reader", ext4_reader()),
         ("fragments", fragments()),
         ("frames", frames()),
+        ("inflate", inflate()),
         ("kernel", kernel()),
         ("layer", layer()),
         ("manifest", manifest()),
@@ -42,6 +45,76 @@ fn main() -> Result<()> {
 }
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+/// Direction and size of pieces, then frames.
+fn agent() -> Seeds {
+    use openshell_agent_proto::{
+        CopyIn, CopyOut, Exec, Exit, Failure, FailureKind, FromGuest, FromHost, GuestPath, Signal,
+        Size, Stats, Stdio, Stream,
+    };
+    let words = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect();
+    let size = Size { columns: 80, rows: 24 };
+    let exec = Exec::new(words(&["/bin/sh", "-c", "true"]), Stdio::Terminal(size))
+        .and_then(|exec| exec.env(words(&["A=1"])))
+        .and_then(|exec| exec.directory(b"/tmp".to_vec()))
+        .and_then(|exec| exec.user("a:b".to_owned()))
+        .expect("a request");
+    let path = GuestPath::new(b"/etc/x".to_vec()).expect("a path");
+    let signal = Signal::new(15).expect("a signal");
+    let mut host = vec![14];
+    for frame in [
+        FromHost::Hello { lowest: 1, highest: 1 },
+        FromHost::Exec(exec),
+        FromHost::CopyIn(CopyIn { path: path.clone(), into: true, owners: false }),
+        FromHost::CopyOut(CopyOut { path, follow: true }),
+        FromHost::Stats,
+        FromHost::SetClock(1),
+        FromHost::Data(Stream::Input, b"data"),
+        FromHost::End(Stream::Input),
+        FromHost::Credit(Stream::Output, 9),
+        FromHost::Resize(size),
+        FromHost::Signal(signal),
+    ] {
+        frame.encode(&mut host);
+    }
+    let mut guest = vec![15];
+    for frame in [
+        FromGuest::Welcome(1),
+        FromGuest::Started(7),
+        FromGuest::Data(Stream::Output, b"data"),
+        FromGuest::Exited(Exit::Signal(signal)),
+        FromGuest::Failed(Failure::new(FailureKind::Path, "text")),
+        FromGuest::Stats(Stats::default()),
+        FromGuest::Done { files: 1, bytes: 2 },
+    ] {
+        frame.encode(&mut guest);
+    }
+    vec![("host", host), ("guest", guest)]
+}
+
+/// Archives of small trees.
+fn copy() -> Seeds {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::create_dir_all(at("tree/in")).expect("it is ours");
+    fs::write(at("tree/in/file"), "text").expect("it is ours");
+    fs::hard_link(at("tree/in/file"), at("tree/other")).expect("it is ours");
+    std::os::unix::fs::symlink("in/file", at("tree/link")).expect("it is ours");
+    std::os::unix::fs::symlink("/etc", at("tree/out")).expect("it is ours");
+    fs::write(at(&"n".repeat(150)), "").expect("it is ours");
+    fs::File::create(at("sparse")).and_then(|file| file.set_len(1 << 20)).expect("it is ours");
+    let pack = |name: &str| {
+        let mut bytes = Vec::new();
+        openshell_copy::pack(&at(name), false, &mut bytes).expect("it can be read");
+        bytes
+    };
+    vec![
+        ("tree", pack("tree")),
+        ("contents", pack("tree/.")),
+        ("long", pack(&"n".repeat(150))),
+        ("sparse", pack("sparse")),
+    ]
+}
 
 const IMAGE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -118,6 +191,36 @@ fn layer() -> Seeds {
     let archives = tar().into_iter().map(|(name, seed)| (name, seed[1..].to_vec()));
     let members = [EMPTY.to_vec(), [&EMPTY[..], &EMPTY[..10], &[5, 0xe0, 0x81, 8]].concat()];
     archives.chain(["empty", "members"].into_iter().zip(members)).collect()
+}
+
+/// Whether it is blocks or a whole file, then that.
+fn inflate() -> Seeds {
+    use flate2::read::{DeflateEncoder, GzEncoder};
+    use std::io::Read as _;
+    let text = b"one two three two three one ".repeat(9);
+    let noise: Vec<u8> = (0..400_u32).map(|at| (at * at >> 3).to_le_bytes()[0]).collect();
+    let bytes = [&text[..], &noise, &[0; 300], &text].concat();
+    let all = |mode: u8, mut packed: Box<dyn std::io::Read + '_>| {
+        let mut seed = vec![mode];
+        packed.read_to_end(&mut seed).expect("in memory");
+        seed
+    };
+    let level = flate2::Compression::new;
+    vec![
+        ("stored", all(1, Box::new(DeflateEncoder::new(&text[..40], level(0))))),
+        ("fixed", all(1, Box::new(DeflateEncoder::new(&b"abcabcabc"[..], level(9))))),
+        ("dynamic", all(1, Box::new(DeflateEncoder::new(&bytes[..], level(9))))),
+        ("file", all(0, Box::new(GzEncoder::new(&bytes[..], level(1))))),
+        (
+            "files",
+            all(
+                0,
+                Box::new(
+                    GzEncoder::new(&text[..], level(6)).chain(GzEncoder::new(&noise[..], level(6))),
+                ),
+            ),
+        ),
+    ]
 }
 
 /// What the rest is, then the text.

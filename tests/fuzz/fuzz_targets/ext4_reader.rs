@@ -15,7 +15,7 @@ use openshell_fuzz::Script;
 
 /// A base image and a disk with one of every structure.
 static SAMPLES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
-    let disk = Profile::ReadWrite { size_bytes: 8 << 20, inodes: 0 };
+    let disk = Profile::ReadWrite { size_bytes: 8 << 20, inodes: 0, journal: true };
     [written(&sample(), Profile::Base), written(&sample(), disk)]
 });
 

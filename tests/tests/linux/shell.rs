@@ -39,7 +39,8 @@ fn a_session_from_prompt_to_exit() {
     let at = window.wait_for("\r\nanswer=42\r\n", at, PATIENCE).unwrap();
     let at = window.wait_for(PROMPT, at, PATIENCE).unwrap();
 
-    window.type_keys(b"echo start; sleep 1000\r").unwrap();
+    // A shell that has not given the terminal to a command yet may take Ctrl-C itself, and then waits for the command.
+    window.type_keys(b"sh -c 'echo start; exec sleep 1000'\r").unwrap();
     let at = window.wait_for("\r\nstart\r\n", at, PATIENCE).unwrap();
     window.type_keys(CTRL_C).unwrap();
     let at = window.wait_for(PROMPT, at, PATIENCE).unwrap();

@@ -13,6 +13,7 @@ mod guest;
 mod hygiene;
 mod interrupts;
 mod machine;
+mod machines;
 mod net;
 mod places;
 mod random;

@@ -179,8 +179,8 @@ fn a_credential_helper_opens_a_closed_registry() {
         command.env("DOCKER_CONFIG", home.path()).env("PATH", &path).env("HOME", home.path());
         command.env_remove("XDG_RUNTIME_DIR").env_remove("XDG_CONFIG_HOME").output().unwrap()
     };
-    // One that never answers has ten seconds, and so has what it started.
-    write("#!/bin/sh\nsleep 1000\n");
+    // One that never answers has ten seconds.
+    write("#!/bin/sh\nexec sleep 1000\n");
     let begin = Instant::now();
     let refused = pull();
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -1,9 +1,14 @@
 //! How a sandbox ends by itself, and what its row says then.
 
-use openshell_proto::v1::SandboxPhase;
-use openshell_tests::signal;
+use std::process::Command;
+use std::time::Duration;
 
-use crate::rig::{Rig, Wanted, id, ready};
+use openshell_proto::v1::SandboxPhase;
+use openshell_tests::machine::fixture;
+use openshell_tests::signal;
+use tonic::Code;
+
+use crate::rig::{PATIENCE, Rig, Wanted, id, ready};
 
 /// A machine whose process is killed.
 pub(crate) async fn of_a_machine(rig: &Rig, name: &str, id: &str) {
@@ -36,6 +41,39 @@ pub(crate) async fn of_a_main_process(rig: &Rig) {
     }
     let left = rig.left();
     assert!(left.processes.is_empty() && left.files.is_empty(), "{left:#?}");
+}
+
+/// A guest's kernel that finds no first process, and panics.
+pub(crate) async fn of_a_kernel(rig: &mut Rig) {
+    let tools = rig.path("empty.ext4");
+    let mut make = Command::new(fixture("openshell-rootfs"));
+    make.args(["make-config", "--add", "/dev/null:/dev/.keep", "--output"]).arg(&tools);
+    let made = make.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    rig.driver.take().unwrap().terminate(PATIENCE).await;
+    rig.start_driver_with(&["--tools-disk", &tools.to_string_lossy()]);
+    // The gateway looks for a driver that has gone every two seconds.
+    let id = loop {
+        match rig.create("panics", Wanted::default()).await {
+            Ok(row) => break id(&row),
+            Err(status) => assert_eq!(status.code(), Code::Internal, "{status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let row = rig.until_phase("panics", SandboxPhase::Error).await;
+    let (reason, message) = ready(&row);
+    assert_eq!(reason, "ProcessExited", "{row:#?}");
+    for part in [
+        "the guest kernel panicked: ",
+        "last phase completed: kernel_entry",
+        "last console lines: ",
+        "Kernel panic - not syncing: Requested init /bin/openshell-init failed",
+    ] {
+        assert!(message.contains(part), "no {part:?} in {message:?}");
+    }
+    let exited = std::fs::read_to_string(rig.sandbox(&id).join("main-process-exited")).unwrap();
+    assert_eq!(exited.trim_end(), message);
+    assert!(rig.delete("panics").await.unwrap());
 }
 
 async fn ended(rig: &Rig, name: &str, code: i32) {

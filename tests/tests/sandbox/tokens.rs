@@ -9,7 +9,7 @@ use openshell_proto::v1::{
 use prost::Message as _;
 use tonic::{Code, Request};
 
-use crate::rig::{Rig, phase};
+use crate::rig::{Rig, id, phase};
 
 /// The token of one sandbox opens nothing of another, and nothing of users; a guest's certificate opens nothing.
 pub(crate) async fn each_is_good_for_its_own_sandbox(rig: &Rig, one: &str, two: &str) {
@@ -58,6 +58,38 @@ pub(crate) async fn each_is_good_for_its_own_sandbox(rig: &Rig, one: &str, two: 
     assert_eq!(phase(&rig.row("two").await.unwrap()), SandboxPhase::Ready);
     assert_eq!(rig.shell(one, "echo mine >mine").await.unwrap().code, Some(0));
     assert_ne!(rig.shell(two, "cat mine").await.unwrap().code, Some(0));
+}
+
+/// Two gateways with a sandbox of the same name each: what opens one opens nothing of the other. The sandbox of `theirs` is gone then.
+pub(crate) async fn are_worth_nothing_at_another_gateway(ours: &Rig, theirs: &Rig, our_id: &str) {
+    let their_id = id(&theirs.row("one").await.unwrap());
+    assert_ne!(our_id, their_id);
+    for (near, far, near_id, far_id) in
+        [(ours, theirs, our_id, &*their_id), (theirs, ours, &*their_id, our_id)]
+    {
+        let stolen = token(near, near_id);
+        for id in [near_id, far_id] {
+            let request = with(&stolen, GetSandboxConfigRequest { sandbox_id: id.into() });
+            // With a guest's certificate of that gateway, which leaves the token to be judged.
+            let refused = far.guest_client().get_sandbox_config(request).await.unwrap_err();
+            assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+            let hello = SupervisorHello { sandbox_id: id.into(), instance_id: "stolen".into() };
+            let payload = Some(supervisor_message::Payload::Hello(hello));
+            let stream = tokio_stream::iter([SupervisorMessage { payload }]);
+            let refused = far.guest_client().connect_supervisor(with(&stolen, stream)).await;
+            assert_eq!(refused.map(drop).unwrap_err().code(), Code::Unauthenticated);
+        }
+        for name in ["client", "guest"] {
+            let request = with(&stolen, ListSandboxesRequest::default());
+            // Neither side knows the other's authority: nothing is said at all.
+            let refused = near.client_of(far, name).list_sandboxes(request).await.unwrap_err();
+            assert!(matches!(refused.code(), Code::Unavailable | Code::Unknown), "{refused}");
+        }
+    }
+    assert_eq!(ours.shell(our_id, "echo ours >whose").await.unwrap().code, Some(0));
+    assert_ne!(theirs.shell(&their_id, "cat whose").await.unwrap().code, Some(0));
+    assert!(theirs.delete("one").await.unwrap());
+    assert_eq!(ours.shell(our_id, "cat whose").await.unwrap().text(), "ours\n");
 }
 
 /// The token that the driver has given a guest.

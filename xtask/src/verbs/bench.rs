@@ -21,6 +21,11 @@ const RESULTS: &str = "OPENSHELL_VMM_RESULTS";
 /// Benchmarks that boot no guest, and have nothing to do in the lab.
 const IMAGES: &str = "rootfs";
 const NETWORK: &str = "net";
+/// Machines of images, which need other things than machines of disks.
+const MACHINES: &str = "run";
+/// Sandboxes from end to end, in the lab only: the test of one counts its phases.
+const SANDBOX: &str = "sandbox";
+const SANDBOX_TEST: &str = "path::a_sandbox_from_create_to_delete";
 /// The control plane's own: it lies beside the gateway, whose program it runs.
 const GATEWAY: &str = "gateway";
 const DEADLINE: Duration = Duration::from_mins(60);
@@ -54,6 +59,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.name == GATEWAY {
         return gateway(arguments);
     }
+    if arguments.name == SANDBOX {
+        return sandbox();
+    }
     // Guest kernels take long to build: who boots none does without.
     let (in_lab, fixtures) = match arguments.name.as_str() {
         IMAGES => (false, Fixtures::with_rootfs()?),
@@ -61,6 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             setup::ensure(setup::Purpose::NetPeers)?;
             (false, Fixtures::with_command()?)
         }
+        MACHINES => (true, Fixtures::for_machines()?),
         _ => (true, Fixtures::complete()?),
     };
     let program = binaries::bench(&arguments.name)?;
@@ -109,6 +118,28 @@ fn gateway(arguments: &Arguments) -> Result<ExitCode> {
         cmd::run(&mut command)?;
     }
     say::line(format_args!("raw samples: {}", results.display()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// From `create` to the output of a command, by phases, in a lab whose clock counts instructions.
+fn sandbox() -> Result<ExitCode> {
+    let fixtures = Fixtures::for_sandboxes(binaries::released)?;
+    let program = binaries::end_to_end(SANDBOX)?;
+    let mut spec = Spec {
+        clock: Clock::Instructions,
+        memory_mib: 6144,
+        env: vec![("OPENSHELL_VMM_CLOCK".into(), "instructions".into())],
+        timeout: DEADLINE,
+        ..Spec::default()
+    };
+    carry(&fixtures, &mut spec);
+    spec.add_file(&program, "/root/tests");
+    spec.command =
+        ["/root/tests", SANDBOX_TEST, "--exact", "--nocapture"].map(str::to_owned).to_vec();
+    say::step("measure in the lab by its instruction clock", || match spec.run()?.code {
+        0 => Ok(()),
+        code => bail!("the test ended with exit code {code} in the lab"),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

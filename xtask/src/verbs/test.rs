@@ -20,6 +20,8 @@ use crate::{binaries, cmd, say, setup};
 const LAB_DEADLINE: Duration = Duration::from_mins(30);
 const LAB_MEMORY_MIB: u64 = 4096;
 const LAB_SCRATCH_MIB: u64 = 8192;
+/// How many sandboxes come and go, for who has the time for more than the test's own number.
+const CYCLES: &str = "OPENSHELL_VMM_CYCLES";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -58,7 +60,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Level::Images => images(filter),
             Level::Net => net(filter),
             Level::Native => native(filter),
-            Level::Lab => linux(filter).and(sandboxes(filter)),
+            Level::Lab => linux(filter).and(machines(filter)).and(sandboxes(filter)),
         };
         let verdict = match &outcome {
             Ok(()) => "ok".to_owned(),
@@ -165,8 +167,13 @@ fn linux(filter: Option<&str>) -> Result<()> {
     guests(&binaries::end_to_end("linux")?, Fixtures::complete, filter)
 }
 
+fn machines(filter: Option<&str>) -> Result<()> {
+    guests(&binaries::end_to_end("machines")?, Fixtures::for_machines, filter)
+}
+
 fn sandboxes(filter: Option<&str>) -> Result<()> {
-    guests(&binaries::end_to_end("sandbox")?, Fixtures::for_sandboxes, filter)
+    let fixtures = || Fixtures::for_sandboxes(binaries::control_plane);
+    guests(&binaries::end_to_end("sandbox")?, fixtures, filter)
 }
 
 fn guests(program: &Path, fixtures: fn() -> Result<Fixtures>, filter: Option<&str>) -> Result<()> {
@@ -208,6 +215,9 @@ fn in_lab(program: &Path, fixtures: &Fixtures, filter: Option<&str>) -> Result<(
         cpus: 1,
         ..Spec::default()
     };
+    if let Ok(cycles) = std::env::var(CYCLES) {
+        spec.env.push((CYCLES.into(), cycles));
+    }
     carry(fixtures, &mut spec);
     spec.add_file(program, "/root/tests");
     spec.command = vec!["/root/tests".into()];

@@ -7,6 +7,7 @@ use openshell_proto::v1::{
     StopSandboxRequest, TcpForwardFrame, TcpForwardInit, exec_sandbox_input, tcp_forward_frame,
     tcp_forward_init,
 };
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex, split};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -224,5 +225,33 @@ impl Forward {
             }
             all.extend(some);
         }
+    }
+
+    /// The connection as a stream of bytes.
+    pub(crate) fn stream(self) -> DuplexStream {
+        let Self { sent, mut frames } = self;
+        let (near, far) = duplex(64 << 10);
+        let (mut from, mut to) = split(far);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 16 << 10];
+            while let (Ok(len @ 1..), Some(sent)) = (from.read(&mut buffer).await, &sent) {
+                let payload = tcp_forward_frame::Payload::Data(buffer[..len].to_vec().into());
+                let frame = TcpForwardFrame { payload: Some(payload) };
+                if sent.send(frame).await.is_err() {
+                    break;
+                }
+            }
+        });
+        tokio::spawn(async move {
+            while let Ok(Some(frame)) = frames.message().await {
+                let Some(tcp_forward_frame::Payload::Data(bytes)) = frame.payload else { break };
+                if to.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+            // Whoever reads sees the end.
+            drop(to.shutdown().await);
+        });
+        near
     }
 }

@@ -6,6 +6,7 @@ mod calls;
 mod daemon;
 mod left;
 mod pki;
+mod ssh;
 mod wire;
 
 use std::net::{Ipv4Addr, TcpListener};
@@ -106,6 +107,11 @@ impl Rig {
 
     /// Starts the driver.
     pub(crate) fn start_driver(&mut self) {
+        self.start_driver_with(&[]);
+    }
+
+    /// Starts the driver with further arguments.
+    pub(crate) fn start_driver_with(&mut self, more: &[&str]) {
         let text = |path: PathBuf| path.into_os_string().into_string().unwrap();
         let args = [
             ("--bind-socket", text(self.path("run/driver.sock"))),
@@ -122,6 +128,7 @@ impl Rig {
         ];
         let mut words = vec!["--allow-same-uid-peer".to_owned()];
         words.extend(args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        words.extend(more.iter().map(|&word| word.to_owned()));
         let log = self.path("driver.log");
         self.driver = Some(Daemon::start(&fixture("openshell-driver-vm"), words, &log));
     }
@@ -179,6 +186,11 @@ impl Rig {
     /// A client with the guests' certificate.
     pub(crate) fn guest_client(&self) -> Client {
         client(&self.pki, "guest", self.port)
+    }
+
+    /// A client of `gateway` with our certificate, of a `user` or `guest`, that takes it for ours.
+    pub(crate) fn client_of(&self, gateway: &Self, name: &str) -> Client {
+        client(&self.pki, name, gateway.port)
     }
 
     /// The row of a sandbox.
@@ -279,9 +291,9 @@ fn image() -> String {
     format!("oci:{}:image", fixture("oci").display())
 }
 
-/// Whether guests run inside the lab, where everything takes many times as long.
-pub(crate) fn in_lab() -> bool {
-    std::env::var_os("OPENSHELL_VMM_LAB").is_some()
+/// Whether time counts the instructions of this lab, 1 ns each.
+pub(crate) fn counts_instructions() -> bool {
+    std::env::var_os("OPENSHELL_VMM_CLOCK").is_some_and(|clock| clock == "instructions")
 }
 
 /// The phase of a row.
