@@ -9,4 +9,5 @@ pub mod host;
 pub mod process;
 pub mod results;
 pub mod statistics;
+pub mod trace;
 pub mod vmm;

@@ -73,6 +73,9 @@ pub struct Document {
     pub ratios: Vec<Ratio>,
 }
 
+/// Heads the rows of [`Document::table_rows`], in Markdown.
+pub const TABLE_HEAD: &str = "| case | figure | system | median | p99 | min | max | n | ours/its |\n|---|---|---|---|---|---|---|---|---|";
+
 impl Document {
     /// An empty document of this machine as it is now.
     #[must_use]
@@ -152,6 +155,54 @@ impl Document {
             .with_context(|| format!("{} holds no results", path.display()))
             .map(Some)
     }
+
+    /// The series as rows under [`TABLE_HEAD`], those without a summary left out.
+    pub fn table_rows(&self) -> impl Iterator<Item = String> {
+        self.series.iter().filter_map(|series| {
+            let summary = series.summary.as_ref()?;
+            let ratio = self.ratios.iter().find(|ratio| {
+                (&ratio.case, &ratio.figure, &ratio.to)
+                    == (&series.case, &series.figure, &series.system)
+            });
+            Some(format!(
+                "| {} | {} ({}) | {} | {:.3} | {:.3} | {:.3} | {:.3} | {} | {} |",
+                series.case,
+                series.figure,
+                series.unit,
+                series.system,
+                summary.median,
+                summary.p99,
+                summary.min,
+                summary.max,
+                summary.count,
+                ratio.map_or_else(String::new, |ratio| format!("{:.3}", ratio.of_medians)),
+            ))
+        })
+    }
+}
+
+/// Prints the tables of a benchmark, of each place where it was run.
+///
+/// # Errors
+/// When results cannot be read.
+#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+pub fn print(benchmark: &str) -> Result<()> {
+    for place in ["host", "lab"] {
+        let Some(document) = Document::read(benchmark, place)? else { continue };
+        let host = &document.host;
+        println!(
+            "\n{place}: {}, {} CPUs, Linux {}, {}\n",
+            host.cpu.as_deref().unwrap_or("unknown processor"),
+            host.cpus,
+            host.kernel.as_deref().unwrap_or("unknown"),
+            host.kvm.as_deref().unwrap_or("no KVM module"),
+        );
+        println!("{TABLE_HEAD}");
+        for row in document.table_rows() {
+            println!("{row}");
+        }
+    }
+    Ok(())
 }
 
 fn ratio(ours: &Series, theirs: &Series) -> Option<Ratio> {

@@ -194,7 +194,7 @@ impl System {
         let nomodule = if guest.tables == Tables::Mp { " nomodule" } else { "" };
         let log = if guest.serial == Serial::Log { LOG } else { "" };
         format!(
-            "{console} quiet reboot={reboot} panic=-1 pci=off{nomodule} i8042.noaux i8042.nopnp root=/dev/vda rw {log}"
+            "{console} quiet reboot={reboot} panic=-1 pci=off{nomodule} i8042.noaux i8042.nopnp percpu_alloc=page root=/dev/vda rw {log}"
         )
     }
 

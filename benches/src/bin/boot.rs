@@ -3,7 +3,6 @@
 //! On the host, a bare-metal guest that ends at once, in turns with the peers; in the lab, by its instruction clock, a Linux guest to its
 //! init and back. Nothing here passes or fails by its figures; only work that was not done is an error.
 
-#![expect(clippy::print_stdout, reason = "the table is what was asked for")]
 #![expect(
     clippy::print_stderr,
     reason = "a case takes minutes in the lab: people want to see that it goes on"
@@ -19,10 +18,10 @@ use clap::Parser;
 use openshell_benches::call::{self, Word};
 use openshell_benches::guest;
 use openshell_benches::process::{Process, Spent};
-use openshell_benches::results::Document;
+use openshell_benches::results::{self, Document};
+use openshell_benches::trace::{Trace, millis};
 use openshell_benches::vmm::{Linux, Serial, System, Tables};
 use openshell_tests::memory::memory_beside_guest_kib;
-use serde_json::Value;
 
 const BENCHMARK: &str = "boot";
 const BARE: &str = "bare guest";
@@ -55,7 +54,7 @@ fn main() -> Result<()> {
     match arguments.word {
         Word::Host => Bench::new(&arguments, "host")?.host(&arguments),
         Word::Lab => Bench::new(&arguments, "lab")?.lab(&arguments),
-        Word::Report => report(),
+        Word::Report => results::print(BENCHMARK),
     }
 }
 
@@ -93,7 +92,7 @@ impl Bench {
                 take("wall time", millis(spent.wall));
                 if let Some(trace) = trace {
                     take("KVM open to first exit", trace.between("kvm_open", "kernel_entry")?);
-                    for (phase, took) in &trace.0 {
+                    for (phase, took) in trace.phases() {
                         take(&format!("phase {phase}"), *took);
                     }
                 }
@@ -191,7 +190,7 @@ impl Bench {
             if case != BARE {
                 take("instructions to init", trace.between("process_start", "init")?);
             }
-            for (phase, took) in &trace.0 {
+            for (phase, took) in trace.phases() {
                 take(&format!("phase {phase}"), *took);
             }
         }
@@ -252,85 +251,5 @@ impl Bench {
         let ours = self.systems[0].name.clone();
         self.document.complete(&ours);
         self.document.write()
-    }
-}
-
-/// The phases of one boot and how long each took, in milliseconds.
-#[derive(Debug)]
-struct Trace(Vec<(String, f64)>);
-
-impl Trace {
-    fn parse(line: &str) -> Option<Self> {
-        let document: Value = serde_json::from_str(line).ok()?;
-        let phases = document["phases"]
-            .as_array()?
-            .iter()
-            .map(|step| Some((step["phase"].as_str()?.to_owned(), step["us"].as_f64()? / 1000.0)));
-        phases.collect::<Option<_>>().map(Self)
-    }
-
-    /// The time from the beginning of one phase to the end of another.
-    fn between(&self, first: &str, last: &str) -> Result<f64> {
-        let place = |name: &str| {
-            let found = self.0.iter().position(|(phase, _)| phase == name);
-            found.with_context(|| format!("the boot has no phase {name}: {:?}", self.0))
-        };
-        let (first, last) = (place(first)?, place(last)?);
-        Ok(self.0[first..=last].iter().map(|(_, took)| took).sum())
-    }
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
-fn report() -> Result<()> {
-    for place in ["host", "lab"] {
-        let Some(document) = Document::read(BENCHMARK, place)? else { continue };
-        let host = &document.host;
-        println!(
-            "\n{place}: {}, {} CPUs, Linux {}, {}\n",
-            host.cpu.as_deref().unwrap_or("unknown processor"),
-            host.cpus,
-            host.kernel.as_deref().unwrap_or("unknown"),
-            host.kvm.as_deref().unwrap_or("no KVM module"),
-        );
-        println!("| case | figure | system | median | p99 | min | n | ours/its |");
-        println!("|---|---|---|---|---|---|---|---|");
-        for series in &document.series {
-            let Some(summary) = &series.summary else { continue };
-            let ratio = document.ratios.iter().find(|ratio| {
-                (&ratio.case, &ratio.figure, &ratio.to)
-                    == (&series.case, &series.figure, &series.system)
-            });
-            println!(
-                "| {} | {} ({}) | {} | {:.3} | {:.3} | {:.3} | {} | {} |",
-                series.case,
-                series.figure,
-                series.unit,
-                series.system,
-                summary.median,
-                summary.p99,
-                summary.min,
-                summary.count,
-                ratio.map_or_else(String::new, |ratio| format!("{:.3}", ratio.of_medians)),
-            );
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_is_cut_where_asked() {
-        let line = r#"{"schema":1,"phases":[{"phase":"a","us":1000.0},{"phase":"b","us":500.0},{"phase":"c","us":1.0}],"total_us":1501.0}"#;
-        let trace = Trace::parse(line).unwrap();
-        assert_eq!(trace.between("a", "b").unwrap(), 1.5);
-        assert_eq!(trace.between("b", "b").unwrap(), 0.5);
-        trace.between("a", "z").unwrap_err();
-        assert!(Trace::parse("guest ended").is_none());
     }
 }

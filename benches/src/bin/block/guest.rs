@@ -1,13 +1,14 @@
 //! Our block device with its driver: this thread plays the guest, the device's worker serves the queue as in a machine.
 //!
 //! Invariant: the driver does what a Linux guest's does for each request (an indirect table of three, written anew; one doorbell per
-//! batch, only when the device's event index asks for it; it sleeps on the interrupt), except that no processor exits.
+//! batch, only when the device's event index asks for it; it waits for the interrupt as a halted vCPU does), except that no processor exits.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use openshell_vmm::config::plan::{DiskLimits, DiskPlan};
@@ -18,10 +19,10 @@ use openshell_vmm::virtio::queue::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, F_EVENT_IDX, F_INDIRECT_DESC, QueueConfig,
 };
 use openshell_vmm::virtio::{Activation, Interrupt, Queue, VirtioDevice as _};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::clock;
 use crate::load::{Io, Kind, Load, Pace, Shape, Turn};
+use crate::sys;
 
 /// Guest RAM of a rig.
 pub(crate) const RAM_BYTES: u64 = 32 << 20;
@@ -39,6 +40,9 @@ const SLOTS: u64 = 0x2_0000;
 const SLOT_BYTES: usize = 192;
 const STATUS: usize = 16;
 const TABLE: usize = 64;
+
+/// How long KVM looks for an interrupt before a halted vCPU's thread sleeps: what `halt_poll_ns` is unless it was changed.
+const HALT_POLL: Duration = Duration::from_micros(200);
 
 const F_FLUSH: u64 = 1 << 9;
 const FEATURES: u64 = F_FLUSH | F_EVENT_IDX | F_INDIRECT_DESC;
@@ -68,6 +72,7 @@ impl Rig {
             len_bytes,
             overlay: None,
             limits: DiskLimits::default(),
+            volatile: false,
         };
         let mut device = Block::new(0, plan, 1, EngineKind::IoUring, Jail { seccomp })?;
         let ram = Arc::new(GuestRam::anonymous(&[(GuestAddress(0), RAM_BYTES)])?);
@@ -81,7 +86,7 @@ impl Rig {
             let table = SLOTS + (at * SLOT_BYTES + TABLE) as u64;
             desc.write(16 * at, descriptor(table, 48, DESC_F_INDIRECT, 0));
         }
-        let interrupt = Interrupt::new(EventFd::new(0)?);
+        let interrupt = Interrupt::new(EventFd::new(EFD_NONBLOCK)?);
         let config = QueueConfig { size: ENTRIES, desc: DESC, avail: AVAIL, used: USED };
         device.activate(Activation {
             features: FEATURES,
@@ -92,7 +97,7 @@ impl Rig {
         Ok(Self {
             device,
             interrupt,
-            worker: clock::thread_named("blk0.0")?,
+            worker: sys::thread_named("blk0.0")?,
             len_bytes,
             avail: window(AVAIL, 6 + 2 * entries, 2)?,
             used: window(USED, 6 + 8 * entries, 4)?,
@@ -108,7 +113,7 @@ impl Rig {
     pub(crate) fn turn(&mut self, shape: Shape, seed: u64, span: Duration) -> Result<Turn> {
         let mut load = Load::new(shape, self.len_bytes, seed);
         (self.doorbells, self.interrupts) = (0, 0);
-        let before = clock::cpu_time(self.worker)?;
+        let before = sys::cpu_time(self.worker)?;
         let mut pace = Pace::new(shape.depth, span);
         let mut in_flight = shape.depth;
         for slot in 0..shape.depth {
@@ -133,7 +138,7 @@ impl Rig {
             self.publish(started)?;
         }
         // The worker is asleep, or about to be.
-        let cpu = clock::cpu_time(self.worker)?.saturating_sub(before);
+        let cpu = sys::cpu_time(self.worker)?.saturating_sub(before);
         Ok(pace.turn(cpu, Some([self.doorbells, self.interrupts])))
     }
 
@@ -195,9 +200,23 @@ impl Rig {
                 fence(Ordering::SeqCst);
             }
             ensure!(!self.interrupt.device_failed(), "the device asks for a reset");
-            self.interrupt.line().read()?;
+            self.halt()?;
             self.interrupt.acknowledge(self.interrupt.status());
             self.interrupts += 1;
+        }
+    }
+
+    /// Waits for the interrupt.
+    fn halt(&self) -> Result<()> {
+        let line = self.interrupt.line();
+        let start = Instant::now();
+        loop {
+            match line.read() {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
+                Err(_) if start.elapsed() < HALT_POLL => {}
+                Err(_) => sys::sleep_until_readable(line)?,
+            }
         }
     }
 

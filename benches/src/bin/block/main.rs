@@ -5,10 +5,10 @@
 
 #![expect(clippy::print_stdout, reason = "the table is what was asked for")]
 
-mod clock;
 mod guest;
 mod load;
 mod peer;
+mod sys;
 
 use std::env;
 use std::fs::{File, OpenOptions};

@@ -14,9 +14,9 @@ use io_uring::types::{Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode};
 use openshell_vmm::memory::{GuestAddress, GuestRam};
 
-use crate::clock;
 use crate::guest::{DATA, DATA_STRIDE, RAM_BYTES};
 use crate::load::{Io, Kind, Load, Pace, Shape, Turn};
+use crate::sys;
 
 const ENTRIES: u32 = 64;
 const DISK: Fixed = Fixed(0);
@@ -37,13 +37,13 @@ impl Peer {
         ring.submitter().register_files(&[file.as_raw_fd()])?;
         let ram = GuestRam::anonymous(&[(GuestAddress(0), RAM_BYTES)])?;
         ram.write(GuestAddress(0), &vec![0; usize::try_from(RAM_BYTES)?])?;
-        Ok(Self { ring, ram, len_bytes, thread: clock::this_thread(), _file: file })
+        Ok(Self { ring, ram, len_bytes, thread: sys::this_thread(), _file: file })
     }
 
     /// Does `shape` for `span`.
     pub(crate) fn turn(&mut self, shape: Shape, seed: u64, span: Duration) -> Result<Turn> {
         let mut load = Load::new(shape, self.len_bytes, seed);
-        let before = clock::cpu_time(self.thread)?;
+        let before = sys::cpu_time(self.thread)?;
         let mut pace = Pace::new(shape.depth, span);
         let mut in_flight = shape.depth;
         let mut free: Vec<usize> = (0..shape.depth).collect();
@@ -65,7 +65,7 @@ impl Peer {
                 }
             }
         }
-        let cpu = clock::cpu_time(self.thread)?.saturating_sub(before);
+        let cpu = sys::cpu_time(self.thread)?.saturating_sub(before);
         Ok(pace.turn(cpu, None))
     }
 

@@ -11,6 +11,7 @@
 
 mod content;
 mod disks;
+mod inflate;
 mod input;
 mod systems;
 
@@ -21,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use openshell_benches::call::{self, Word};
-use openshell_benches::results::Document;
+use openshell_benches::results::{Document, TABLE_HEAD};
 
 use crate::input::{Input, Packing, Shape};
 use crate::systems::{Made, Ours, Packaged};
@@ -37,6 +38,7 @@ const CASES: [(&str, Shape, Packing); 4] = [
     ("one-directory-gzip", Shape::OneDirectory, Packing::Gzip),
 ];
 const DISKS: &str = "disks";
+const INFLATE: &str = "inflate";
 
 /// Measures what images and the disks of sandboxes cost.
 #[derive(Debug, Parser)]
@@ -54,9 +56,12 @@ struct Arguments {
     /// Disks of sandboxes that are made
     #[arg(long, default_value_t = 200)]
     disks: u32,
-    /// Only cases whose name contains this: libraries-gzip, libraries-zstd, small-files-gzip, one-directory-gzip, disks
+    /// Only cases whose name contains this: libraries-gzip, libraries-zstd, small-files-gzip, one-directory-gzip, disks, inflate
     #[arg(long, default_value = "")]
     case: String,
+    /// Also inflate this file of gzip
+    #[arg(long, value_name = "FILE")]
+    layer: Option<PathBuf>,
     /// Directory to work in [default: that for temporary files]
     #[arg(long, value_name = "DIR")]
     on: Option<PathBuf>,
@@ -127,6 +132,15 @@ fn host(arguments: &Arguments) -> Result<()> {
         document.complete(OURS);
         document.write()?;
     }
+    if INFLATE.contains(&arguments.case) {
+        eprintln!("{INFLATE}");
+        let scratch = tempfile::tempdir_in(&parent)?;
+        let mut document = Document::new(&benchmark(INFLATE), PLACE);
+        let layer = arguments.layer.as_deref();
+        inflate::measure(&mut document, scratch.path(), layer, arguments.turns)?;
+        document.complete(OURS);
+        document.write()?;
+    }
     Ok(())
 }
 
@@ -168,28 +182,11 @@ fn millis(time: Duration) -> f64 {
 }
 
 fn report() -> Result<()> {
-    println!("| case | figure | system | median | min | max | n | ours/its |");
-    println!("|---|---|---|---|---|---|---|---|");
-    for case in CASES.iter().map(|(name, ..)| *name).chain([DISKS]) {
+    println!("{TABLE_HEAD}");
+    for case in CASES.iter().map(|(name, ..)| *name).chain([DISKS, INFLATE]) {
         let Some(document) = Document::read(&benchmark(case), PLACE)? else { continue };
-        for series in &document.series {
-            let Some(summary) = &series.summary else { continue };
-            let ratio = document.ratios.iter().find(|ratio| {
-                (&ratio.case, &ratio.figure, &ratio.to)
-                    == (&series.case, &series.figure, &series.system)
-            });
-            println!(
-                "| {} | {} ({}) | {} | {:.3} | {:.3} | {:.3} | {} | {} |",
-                series.case,
-                series.figure,
-                series.unit,
-                series.system,
-                summary.median,
-                summary.min,
-                summary.max,
-                summary.count,
-                ratio.map_or_else(String::new, |ratio| format!("{:.3}", ratio.of_medians)),
-            );
+        for row in document.table_rows() {
+            println!("{row}");
         }
     }
     Ok(())

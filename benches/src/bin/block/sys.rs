@@ -1,8 +1,9 @@
-//! Processor time of single threads of this process.
+//! System calls of the benchmark: processor time of single threads, and sleep until a file can be read.
 
-#![expect(unsafe_code, reason = "the clock of another thread is a system call")]
+#![expect(unsafe_code, reason = "no crate in use wraps these calls")]
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 /// Processor time that thread `tid` of this process has used.
@@ -16,6 +17,19 @@ pub(crate) fn cpu_time(tid: i32) -> io::Result<Duration> {
     }
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     Ok(Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0)))
+}
+
+/// Returns when `file` can be read, or for no reason.
+pub(crate) fn sleep_until_readable(file: &impl AsRawFd) -> io::Result<()> {
+    let mut wanted = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the structure outlives the call, which writes it, and is the one that is counted.
+    if unsafe { libc::poll(&raw mut wanted, 1, -1) } >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// The calling thread.
