@@ -68,6 +68,7 @@ fn agent() -> Seeds {
         FromHost::CopyIn(CopyIn { path: path.clone(), into: true, owners: false }),
         FromHost::CopyOut(CopyOut { path, follow: true }),
         FromHost::Stats,
+        FromHost::Attach { input: true },
         FromHost::SetClock(1),
         FromHost::Data(Stream::Input, b"data"),
         FromHost::End(Stream::Input),

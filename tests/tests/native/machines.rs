@@ -90,6 +90,16 @@ impl Home {
         entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
+    /// The one machine of this home, when its guest has spoken. It has no main process, so what it says is in its log alone.
+    #[track_caller]
+    fn only_machine_that_is_up(&self) -> String {
+        assert_eq!(eventually(&1, || self.machines().len()), 1);
+        let id = self.machines().remove(0);
+        let log = || self.command(&["logs", &id]).finish().text();
+        assert_eq!(eventually(&"up\n".to_owned(), log), "up\n");
+        id
+    }
+
     /// What happened, as words.
     fn events(&self) -> Vec<String> {
         let text = self.ok(&["events", "-o", "json"]);
@@ -232,13 +242,8 @@ fn after_sigkill_of_a_machine_ps_tells_the_truth() {
 fn after_sigkill_of_a_foreground_run_the_next_command_cleans_up() {
     let home = spinning();
     let running = home.start("run", &[]).spawn();
-    running.wait_for("up\n");
-    assert_eq!(home.machines().len(), 1);
-    assert!(
-        !home
-            .path(&format!("state/openshell-vmm/machines/{}/disk.ext4", home.machines()[0]))
-            .exists()
-    );
+    let id = home.only_machine_that_is_up();
+    assert!(!home.path(&format!("state/openshell-vmm/machines/{id}/disk.ext4")).exists());
     running.signal(libc::SIGKILL);
     assert_eq!(running.wait().signal, Some(libc::SIGKILL));
     assert_eq!(home.ok(&["ps", "-aq"]), "");
@@ -249,15 +254,14 @@ fn after_sigkill_of_a_foreground_run_the_next_command_cleans_up() {
 fn the_first_signal_asks_the_guest_and_the_second_ends_the_machine() {
     let home = spinning();
     let running = home.start("run", &["--stop-timeout", "1"]).spawn();
-    running.wait_for("up\n");
+    home.only_machine_that_is_up();
     let begin = Instant::now();
     running.signal(libc::SIGINT);
     let finished = running.wait().expect_code(137);
     assert!(begin.elapsed() >= Duration::from_millis(900), "{finished}");
     let running = home.start("run", &["--stop-timeout", "60"]).spawn();
-    running.wait_for("up\n");
+    let id = home.only_machine_that_is_up();
     running.signal(libc::SIGINT);
-    let id = home.machines()[0].clone();
     assert_eq!(eventually(&"stopping".to_owned(), || home.status(&id)), "stopping");
     running.signal(libc::SIGINT);
     running.wait().expect_code(130);

@@ -82,8 +82,26 @@ mod tests {
         kib
     }
 
+    const ALONE: &str = "OPENSHELL_TEST_RELEASE_ALONE";
+
+    /// In a process of its own: other tests, at the same time, would take their part of the program back.
     #[test]
     fn the_program_is_given_back_and_runs_on() {
+        if std::env::var_os(ALONE).is_some() {
+            return give_back();
+        }
+        let name = "sys::start_up::tests::the_program_is_given_back_and_runs_on";
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--nocapture", "--test-threads=1", name])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}{said}");
+    }
+
+    fn give_back() {
         let segments = read_only_segments();
         let largest = segments.iter().max_by_key(|range| range.end - range.start).unwrap();
         let inside = read_only_segments as fn() -> _ as usize as u64;

@@ -286,8 +286,8 @@ fn assert_closed(host: &mut UnixStream, why: &str) {
 }
 
 fn queues(ram: &Arc<GuestRam>) -> (TestDriver, TestDriver, u64) {
-    let rx = TestDriver::new(ram, 0x1000, 256, FEATURES);
-    let tx = TestDriver::new(ram, rx.end(), 256, FEATURES);
+    let rx = TestDriver::new(ram, 0x1000, QUEUE_SIZES[0], FEATURES);
+    let tx = TestDriver::new(ram, rx.end(), QUEUE_SIZES[1], FEATURES);
     let end = tx.end().next_multiple_of(0x4000);
     (rx, tx, end)
 }
