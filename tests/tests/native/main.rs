@@ -8,6 +8,7 @@
 
 mod block;
 mod console;
+mod container;
 mod ends;
 mod guest;
 mod hygiene;

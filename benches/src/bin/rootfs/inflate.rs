@@ -73,8 +73,7 @@ fn ours(packed: &[u8], give: &mut dyn FnMut(&[u8])) -> Result<()> {
 }
 
 fn library(packed: &[u8], give: &mut dyn FnMut(&[u8])) -> Result<()> {
-    let (mut decoder, mut buffer) =
-        (flate2::bufread::MultiGzDecoder::new(packed), vec![0; BUFFER]);
+    let (mut decoder, mut buffer) = (flate2::bufread::MultiGzDecoder::new(packed), vec![0; BUFFER]);
     loop {
         let read = decoder.read(&mut buffer)?;
         if read == 0 {
