@@ -277,17 +277,31 @@ fn install(packages: &[&str]) -> Result<()> {
         bail!("missing packages; run: sudo apt-get install --no-install-recommends {list}");
     }
     step(&format!("setup: installing {list}"), || {
-        let once = || {
-            checked(
-                Command::new("apt-get")
-                    .env("DEBIAN_FRONTEND", "noninteractive")
-                    .args(["install", "--yes", "--quiet", "--no-install-recommends"])
-                    .args(packages),
-            )
-        };
         // The lists may be absent or name versions that the mirror has dropped.
-        once().or_else(|_| update_package_lists().and_then(|()| once()))
+        newest(packages).or_else(|_| update_package_lists().and_then(|()| newest(packages)))
     })
+}
+
+/// Brings `package`, which is installed, to the newest version of the distribution: a machine's lists may be as old as its image.
+///
+/// # Errors
+/// This user may not, with the command to run, or what apt-get said.
+pub(crate) fn upgrade(package: &str) -> Result<()> {
+    if !is_root()? {
+        bail!("{package} is too old; run: sudo apt-get update && sudo apt-get install {package}");
+    }
+    update_package_lists()?;
+    step(&format!("setup: upgrading {package}"), || newest(&[package]))
+}
+
+/// Installs or upgrades `packages` to what the lists have.
+fn newest(packages: &[&str]) -> Result<()> {
+    checked(
+        Command::new("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "--yes", "--quiet", "--no-install-recommends"])
+            .args(packages),
+    )
 }
 
 fn update_package_lists() -> Result<()> {

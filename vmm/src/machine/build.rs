@@ -3,8 +3,7 @@
 //! Invariant: the order of steps is the one that KVM is quick with (see `kvm`), and everything that opens or maps is done before the first
 //! thread is confined.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -20,6 +19,7 @@ use crate::jail::Jail;
 use crate::kvm::{Host, KvmError, Vcpu, Vm};
 use crate::layout::{self, MmioSlot};
 use crate::memory::{GuestRam, MemoryError};
+use crate::sys::random;
 use crate::trace::{Marks, Phase};
 use crate::vcpu::exit::Buses;
 use crate::virtio::block::{Block, BlockError, EngineKind};
@@ -166,7 +166,7 @@ pub(super) fn build(plan: Plan, marks: &Arc<Marks>, jail: Jail) -> Result<Parts,
         tables,
         devices: &used,
         serial: true,
-        rng_seed: rng_seed().map_err(device("the guest's random seed"))?,
+        rng_seed: random::array::<RNG_SEED_BYTES>().map_err(device("the guest's random seed"))?,
     };
     let entry = boot::prepare(&ram, &loaded, &setup).map_err(BuildError::Boot)?;
     marks.stamp(Phase::KernelLoad);
@@ -276,10 +276,4 @@ fn make_vcpus(vm: &Vm, cpus: u8, entry: &CpuEntry) -> Result<Vec<Vcpu>, BuildErr
             vm.vcpu(index, cpus, boot).map_err(BuildError::Kvm)
         })
         .collect()
-}
-
-fn rng_seed() -> io::Result<[u8; RNG_SEED_BYTES]> {
-    let mut seed = [0; RNG_SEED_BYTES];
-    File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(seed)
 }

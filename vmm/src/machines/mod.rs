@@ -171,7 +171,7 @@ impl Store {
     /// # Errors
     /// When the name is taken or none, or the host refuses.
     pub fn create(&self, mut record: Record) -> Result<Held, StoreError> {
-        record.id = new_id().map_err(host("read", Path::new("/dev/urandom")))?;
+        record.id = new_id().map_err(host("read", Path::new("random bytes")))?;
         if record.name.is_empty() {
             record.name.clone_from(&record.id);
         }
@@ -421,11 +421,7 @@ pub fn check_name(name: &str) -> Result<(), StoreError> {
 }
 
 fn new_id() -> io::Result<String> {
-    let mut bytes = [0; 6];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += random::fill(&mut bytes[filled..])?;
-    }
+    let bytes: [u8; 6] = random::array()?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

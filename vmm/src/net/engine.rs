@@ -248,7 +248,7 @@ impl Host {
         // Somebody may have waited since before the epoll instance was asked.
         let waiting = (0..self.sockets.forwards().len()).map(forward_id).collect();
         let engine = Engine {
-            stack: Stack::new(self.config.clone(), key()?),
+            stack: Stack::new(self.config.clone(), random::array()?),
             port: Port::new(link, &mut recorder, &mut limits, self.now()),
             host: self,
             frames: true,
@@ -526,12 +526,4 @@ fn take_frames<L: PacketLink>(
 /// The port in place `number`, of which there are a few hundred at most.
 fn forward_id(number: usize) -> ForwardId {
     ForwardId(u16::try_from(number).unwrap_or(u16::MAX))
-}
-
-/// A secret of the stack's.
-fn key() -> io::Result<[u8; 16]> {
-    let mut key = [0; 16];
-    // So few bytes come all at once.
-    random::fill(&mut key)?;
-    Ok(key)
 }

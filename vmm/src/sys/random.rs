@@ -16,13 +16,22 @@ pub fn fill(out: &mut [u8]) -> io::Result<usize> {
     usize::try_from(got).map_err(|_| io::Error::last_os_error())
 }
 
+/// Random bytes.
+///
+/// # Errors
+/// What the host said; `WouldBlock` before its pool is ready.
+pub fn array<const N: usize>() -> io::Result<[u8; N]> {
+    const { assert!(N <= 256, "more may come in pieces") };
+    let mut bytes = [0; N];
+    fill(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn two_fills_differ() {
-        let (mut a, mut b) = ([0; 32], [0; 32]);
-        assert_eq!(super::fill(&mut a).unwrap(), 32);
-        assert_eq!(super::fill(&mut b).unwrap(), 32);
-        assert_ne!(a, b);
+        let [a, b, zeros] = [super::array::<32>().unwrap(), super::array().unwrap(), [0; 32]];
+        assert!(a != b && a != zeros && b != zeros);
     }
 }

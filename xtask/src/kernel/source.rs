@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::setup::{output_of, step};
+use crate::setup::{output_of, step, upgrade};
 
 /// Parts of the tree that no profile compiles: their sources stay in the tarball, their Kconfig files do not.
 const UNUSED: &[&str] = &[
@@ -59,6 +59,8 @@ pub(super) enum Decision {
     Build,
     /// It is newer than what we tested: build and say so.
     Notice(String),
+    /// It is older than what we tested: a newer one is to be installed.
+    Outdated(String),
     /// It is not one that we build.
     Refuse(String),
 }
@@ -102,10 +104,9 @@ impl Versions {
             .filter_map(|tested| patch_level(&self.series, &tested.version))
             .max();
         match newest {
-            Some(newest) if patch < newest => Decision::Refuse(format!(
-                "kernel {version} is older than every tested one: update the package {}",
-                self.package
-            )),
+            Some(newest) if patch < newest => {
+                Decision::Outdated(format!("kernel {version} is older than every tested one"))
+            }
             _ => Decision::Notice(format!(
                 "kernel {version} is newer than the tested ones: building it"
             )),
@@ -114,23 +115,42 @@ impl Versions {
 }
 
 impl Source {
-    /// The installed source package, if it is one that we build.
+    /// The installed source package, if it is one that we build; one that is too old is upgraded first.
     ///
     /// # Errors
-    /// It is not installed, or refused by [`Versions::decide`].
+    /// It is not installed, refused by [`Versions::decide`], or too old where nothing newer can be installed.
     pub(super) fn find() -> Result<Self> {
         let versions = Versions::load()?;
-        let package = versions.package.clone();
+        let source = Self::installed(&versions.package)?;
+        let Decision::Outdated(text) = source.accepted(&versions)? else {
+            return Ok(source);
+        };
+        writeln!(std::io::stderr(), "kernel: {text}")?;
+        upgrade(&versions.package)?;
+        let source = Self::installed(&versions.package)?;
+        match source.accepted(&versions)? {
+            Decision::Outdated(text) => bail!("{text}, and the package lists name nothing newer"),
+            _ => Ok(source),
+        }
+    }
+
+    fn installed(package: &str) -> Result<Self> {
         let version =
-            output_of(Command::new("dpkg-query").args(["-W", "-f", "${Version}", &package]))?;
+            output_of(Command::new("dpkg-query").args(["-W", "-f", "${Version}", package]))?;
         let tarball = Path::new("/usr/src").join(format!("{package}.tar.xz"));
         let sha256 = hash_file(&tarball)?;
-        match versions.decide(&version, &sha256) {
-            Decision::Build => {}
+        Ok(Self { package: package.to_owned(), version, sha256, tarball })
+    }
+
+    /// What [`Versions::decide`] says, with a notice shown and a refusal as the error.
+    fn accepted(&self, versions: &Versions) -> Result<Decision> {
+        let decision = versions.decide(&self.version, &self.sha256);
+        match &decision {
+            Decision::Build | Decision::Outdated(_) => {}
             Decision::Notice(text) => writeln!(std::io::stderr(), "kernel: {text}")?,
             Decision::Refuse(text) => bail!("{text}"),
         }
-        Ok(Self { package, version, sha256, tarball })
+        Ok(decision)
     }
 
     /// Unpacks into `dir` and returns the top of the tree.

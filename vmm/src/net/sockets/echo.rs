@@ -42,8 +42,7 @@ impl Echo {
         inet::connect(fd.as_fd(), SocketAddr::new(peer.ip(), 0))?;
         NumberOption::keep_errors(peer.ip()).set(fd.as_fd(), 1).ok();
         let four = matches!(peer.ip(), IpAddr::V4(_));
-        let mut identifier = [0; 2];
-        random::fill(&mut identifier)?;
+        let identifier = random::array()?;
         Ok(Self {
             fd,
             types: if four { (8, 0) } else { (128, 129) },
