@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Machine, Status, Store, StoreError, is_hidden, names, open_lock};
+use super::{LOCK_PATIENCE, Machine, Status, Store, StoreError, is_hidden, names, open_lock};
 
 /// How old a directory without a lock must be before nobody can be at it.
 const PERHAPS_LIVE: Duration = Duration::from_secs(60);
@@ -30,12 +30,15 @@ impl Store {
             match if is_hidden(&path) { Ok(None) } else { Machine::open(&path) } {
                 // A directory has its record from its first moment to its last but one.
                 Ok(None) => drop(sweep_debris(&path, false)),
-                Ok(Some(machine))
-                    if machine.record.ephemeral
-                        && matches!(machine.status(), Status::Exited(_) | Status::Dead) =>
-                {
-                    // One that is just ending removes itself.
-                    drop(machine.hold_within(Duration::ZERO).and_then(|held| held.remove(self)));
+                Ok(Some(machine)) if machine.record.ephemeral => {
+                    let patience = match machine.status() {
+                        // One that is just ending removes itself.
+                        Status::Exited(_) => Duration::ZERO,
+                        // The kernel gives the lock of a killed process back a moment after the process is gone.
+                        Status::Dead => LOCK_PATIENCE,
+                        Status::Created | Status::Running(_) => continue,
+                    };
+                    drop(machine.hold_within(patience).and_then(|held| held.remove(self)));
                 }
                 _ => {}
             }
