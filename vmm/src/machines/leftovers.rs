@@ -89,8 +89,11 @@ impl Store {
 /// Removes a directory that was half made or half removed, unless somebody is still at it.
 fn sweep_debris(path: &Path, dry_run: bool) -> Result<bool, StoreError> {
     if path.join(names::LOCK).exists() {
-        if open_lock(path, false)?.try_lock().is_err() {
-            return Ok(false);
+        match open_lock(path) {
+            Ok(lock) if lock.try_lock().is_ok() => {}
+            // Somebody is at it, or has just given it its name or removed it.
+            Ok(_) | Err(StoreError::NotFound { .. }) => return Ok(false),
+            Err(error) => return Err(error),
         }
     } else {
         // It has no lock yet, or none any more: its first moment, or its last.

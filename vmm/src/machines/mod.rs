@@ -45,6 +45,8 @@ pub const NAME_MAX: usize = 63;
 pub mod names {
     /// Held by who changes the machine.
     pub const LOCK: &str = "lock";
+    /// The same, before it is held.
+    pub(super) const LOCK_UNNAMED: &str = ".lock";
     /// What it is.
     pub const RECORD: &str = "machine.json";
     /// Which process it is.
@@ -181,11 +183,7 @@ impl Store {
         let staging = machines.join(format!(".new-{}", record.id));
         fs::DirBuilder::new().mode(0o700).create(&staging).map_err(host("make", &staging))?;
         let made = || {
-            let lock = open_lock(&staging, true)?;
-            lock.try_lock().map_err(|error| match error {
-                TryLockError::Error(source) => host("lock", &staging)(source),
-                TryLockError::WouldBlock => StoreError::Busy { name: record.name.clone() },
-            })?;
+            let lock = make_lock(&staging)?;
             let path = staging.join(names::RECORD);
             replace(&path, &record).map_err(host("write", &path))?;
             // A directory that is not empty is never replaced.
@@ -310,7 +308,7 @@ impl Machine {
     fn hold_within(self, patience: Duration) -> Result<Held, StoreError> {
         let ends = Instant::now() + patience;
         loop {
-            let lock = open_lock(&self.directory, false)?;
+            let lock = open_lock(&self.directory)?;
             match lock.try_lock() {
                 Ok(()) if is_at(&lock, &self.path(names::LOCK)) => {
                     return Ok(Held { machine: self, lock });
@@ -425,10 +423,21 @@ fn new_id() -> io::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Opens the lock of a directory; one that is going away has none, and gets none.
-fn open_lock(directory: &Path, create: bool) -> Result<File, StoreError> {
+/// Makes the lock of a directory, which is held from the moment it has its name: one that is free is of a maker who died.
+fn make_lock(directory: &Path) -> Result<File, StoreError> {
     let path = directory.join(names::LOCK);
-    let opened = File::options().read(true).write(true).create_new(create).mode(0o600).open(&path);
+    let unnamed = directory.join(names::LOCK_UNNAMED);
+    let options = File::options().read(true).write(true).create_new(true).mode(0o600).clone();
+    let lock = options.open(&unnamed).map_err(host("make", &unnamed))?;
+    lock.try_lock().map_err(|error| host("lock", &unnamed)(error.into()))?;
+    fs::rename(&unnamed, &path).map_err(host("make", &path))?;
+    Ok(lock)
+}
+
+/// Opens the lock of a directory; one that is going away has none, and gets none.
+fn open_lock(directory: &Path) -> Result<File, StoreError> {
+    let path = directory.join(names::LOCK);
+    let opened = File::options().read(true).write(true).open(&path);
     opened.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => StoreError::NotFound {
             word: directory.file_name().unwrap_or_default().to_string_lossy().into_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::identity::Identity;
 use super::journal::{Event, Events, Journal};
@@ -126,7 +127,7 @@ fn removed_and_made_again_a_name_is_another_machine() {
     let (_home, store) = store();
     drop(store.create(record("one")).unwrap());
     let old = store.find("one").unwrap();
-    let lock = open_lock(&old.directory, false).unwrap();
+    let lock = open_lock(&old.directory).unwrap();
     store.find("one").unwrap().hold().unwrap().remove(&store).unwrap();
     let new = store.create(record("one")).unwrap();
     assert!(!is_at(&lock, &new.machine.path(names::LOCK)));
@@ -143,7 +144,7 @@ fn status_comes_from_the_process_table() {
     assert!(matches!(machine.status(), Status::Running(run) if run.process.pid == child.id()));
     drop(held);
     // It is locked by nobody here, and still it runs: no other command may change it. A real machine holds its lock.
-    let lock = open_lock(&machine.directory, false).unwrap();
+    let lock = open_lock(&machine.directory).unwrap();
     lock.lock().unwrap();
     let error = machine.clone().hold().unwrap_err();
     assert!(matches!(error, StoreError::Running { pid, .. } if pid == child.id()));
@@ -206,9 +207,8 @@ fn prune_takes_what_nobody_has_and_says_so_before() {
     for (name, live) in [(".new-aa", true), (".gone-bb", false)] {
         fs::create_dir(machines.join(name)).unwrap();
         fs::write(machines.join(name).join(names::RECORD), b"{").unwrap();
-        let lock = open_lock(&machines.join(name), true).unwrap();
+        let lock = make_lock(&machines.join(name)).unwrap();
         if live {
-            lock.lock().unwrap();
             at_it.push(lock);
         }
     }
@@ -227,6 +227,26 @@ fn prune_takes_what_nobody_has_and_says_so_before() {
     child.wait().unwrap();
     drop(running);
     assert_eq!(store.prune(u64::MAX, false).unwrap().machines, ["busy", "running"]);
+}
+
+#[test]
+fn who_sweeps_takes_nothing_from_who_makes() {
+    let (_home, store) = store();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                store.sweep();
+                store.prune(0, false).unwrap();
+            }
+        });
+        let made = (0..500).try_for_each(|number| {
+            store.create(record(&format!("m{number}"))).and_then(|held| held.remove(&store))
+        });
+        done.store(true, Ordering::Relaxed);
+        made.unwrap();
+    });
+    assert!(store.entries().is_empty());
 }
 
 #[test]
