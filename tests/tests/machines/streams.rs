@@ -1,6 +1,7 @@
 //! The main process's own streams, from the outside: pipes, a terminal, and who attaches later.
 
-use std::io::{Read as _, pipe};
+use std::io::{Read as _, Write as _, pipe};
+use std::thread;
 use std::time::Duration;
 
 use openshell_tests::machine::{Input, Running};
@@ -8,6 +9,8 @@ use openshell_tests::pty::Window;
 
 use crate::rig::{DEADLINE, Home};
 
+/// A gibibyte there and back in an emulated machine.
+const MUCH_DEADLINE: Duration = Duration::from_mins(20);
 const SIGINT: i32 = 2;
 const SIGWINCH: i32 = 28;
 const CTRL_C: &[u8] = b"\x03";
@@ -37,20 +40,30 @@ fn without_a_terminal_three_pipes_carry_every_byte() {
 }
 
 #[test]
-fn much_goes_through_unchanged_and_who_reads_no_more_is_told_to_the_process() {
-    const BYTES: u64 = 64 << 20;
+fn a_gibibyte_goes_through_unchanged_and_who_reads_no_more_is_told_to_the_process() {
+    const PIECES: u64 = 1024;
+    let words = (0..1 << 17_u64).map(|word: u64| word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut want: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    let mut piece = vec![0; want.len()];
     let home = Home::new();
     let image = home.shell_image();
-    let words = (0..BYTES / 8).map(|word| word.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    let bytes: Vec<u8> = words.flatten().collect();
     let (mut output, stdout) = pipe().unwrap();
-    let run = home.run(["-i", &image, "--", "exec cat"]).stdout(stdout);
-    let running = run.stdin(Input::Bytes(bytes.clone())).spawn();
-    let mut piece = vec![0; 1 << 20];
-    for want in bytes.chunks(piece.len()) {
-        output.read_exact(&mut piece[..want.len()]).unwrap();
-        assert!(piece == want, "a piece is not as it was");
+    let (stdin, mut input) = pipe().unwrap();
+    let run = home.run(["-i", &image, "--", "exec cat"]).stdout(stdout).deadline(MUCH_DEADLINE);
+    let running = run.stdin(Input::From(stdin.into())).spawn();
+    let mut give = want.clone();
+    let giver = thread::spawn(move || {
+        for number in 0..PIECES {
+            give[..8].copy_from_slice(&number.to_le_bytes());
+            input.write_all(&give).unwrap();
+        }
+    });
+    for number in 0..PIECES {
+        want[..8].copy_from_slice(&number.to_le_bytes());
+        output.read_exact(&mut piece).unwrap();
+        assert!(piece == want, "piece {number} is not as it was");
     }
+    giver.join().unwrap();
     assert_eq!(output.read(&mut piece).unwrap(), 0);
     running.wait().expect_code(0);
     let (mut output, stdout) = pipe().unwrap();
