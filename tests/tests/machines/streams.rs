@@ -52,12 +52,13 @@ fn a_gibibyte_goes_through_unchanged_and_who_reads_no_more_is_told_to_the_proces
     let run = home.run(["-i", &image, "--", "exec cat"]).stdout(stdout).deadline(MUCH_DEADLINE);
     let running = run.stdin(Input::From(stdin.into())).spawn();
     let mut give = want.clone();
-    let giver = thread::spawn(move || {
+    let giver = thread::Builder::new().name("giver".to_owned()).spawn(move || {
         for number in 0..PIECES {
             give[..8].copy_from_slice(&number.to_le_bytes());
             input.write_all(&give).unwrap();
         }
     });
+    let giver = giver.unwrap();
     for number in 0..PIECES {
         want[..8].copy_from_slice(&number.to_le_bytes());
         output.read_exact(&mut piece).unwrap();
@@ -167,7 +168,7 @@ fn keys_leave_a_terminal_and_its_machine_goes_on() {
         assert_eq!(running.wait().expect_code(code).stderr, "");
         assert_eq!(window.modes().unwrap(), before, "the window is as it was");
         if code == 0 {
-            std::thread::sleep(Duration::from_millis(200));
+            thread::sleep(Duration::from_millis(200));
             assert_eq!(home.status("work"), "running");
         }
     }
