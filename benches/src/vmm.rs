@@ -213,7 +213,9 @@ fn qemu(command: &mut Command, serial: Serial, tables: Tables) {
     let machine = format!(
         "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi={acpi},isa-serial={port}"
     );
-    command.args(["-M", &machine, "-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
+    // Some hosts say that they have the MSR of this feature and then refuse to set it, which QEMU takes for a bug of its own.
+    let cpu = "host,-arch-capabilities";
+    command.args(["-M", &machine, "-cpu", cpu, "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     if serial != Serial::None {
         command.args(["-serial", "stdio"]);
