@@ -146,7 +146,7 @@ fn exit(status: WaitStatus) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::spawn::settle;
+    use openshell_init::sys::spawn::settle;
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");

@@ -11,12 +11,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use openshell_init::environment::candidates;
+use openshell_init::sys::spawn::{Owner, settle};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::net::unix::pipe;
 
 use crate::children::{Child, Children};
 use crate::pty::{Pty, Size, duplicate};
-use crate::sys::spawn::{Owner, settle};
 
 /// What every process of the sandbox has in common.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openshell_init::accounts;
+use openshell_init::sys::spawn::Owner;
 use openshell_proto::sandbox::v1::{GetSandboxConfigRequest, SandboxPolicy};
 use openshell_proto::v1::{RefreshSandboxTokenRequest, ReportMainProcessExitRequest};
 use rustix::process::Signal;
@@ -24,7 +25,6 @@ use crate::process::{Program, Sandbox, shell};
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::ssh;
-use crate::sys::spawn::Owner;
 use crate::token::{Token, TokenError};
 
 /// How long the gateway may take to say what the sandbox is.

@@ -15,11 +15,12 @@ use std::process::{Child, Command, Stdio as ChildStdio};
 use openshell_agent_proto::{Exec, Failure, FailureKind, Stdio};
 use openshell_init::environment::PATH;
 use openshell_init::sys::execute::Program;
+use openshell_init::sys::spawn::{Owner, settle};
 use openshell_init::terminal;
 
 use crate::accounts;
 use crate::session::Guest;
-use crate::sys::spawn::{Owner, settle};
+use crate::sys::spawn::spare_no_longer;
 use crate::watched::Watched;
 
 /// A process that runs, and our ends of its streams, which do not block.
@@ -60,6 +61,7 @@ pub fn start(exec: &Exec, guest: &Guest) -> Result<Started, Failure> {
     command.current_dir(&directory);
     let terminal = streams(&mut command, exec.stdio(), owner.as_ref())?;
     let program_side = terminal.as_ref().map(|(_, program)| program.try_clone()).transpose();
+    spare_no_longer(&mut command);
     settle(&mut command, owner.as_ref(), program_side.map_err(system("terminal"))?);
     let variables = variables.iter().map(|(name, value)| [name, &b"="[..], value].concat());
     let executable =

@@ -17,7 +17,7 @@ use crate::disks::TOOLS;
 use crate::failure::{Failure, Step};
 use crate::machine::Outcome;
 use crate::streams::Ends;
-use crate::sys::spawn::{self, Place};
+use crate::sys::spawn::{self, Owner};
 use crate::sys::vsock;
 
 /// Where the host waits for the streams of the main process.
@@ -89,8 +89,7 @@ pub fn start(process: &Process, main: Pid, streams: Option<Streams>) -> Result<A
     }
     let variables = process.env.iter().filter_map(|variable| variable.split_once('='));
     command.env_clear().envs(variables).stdin(Stdio::null()).current_dir("/");
-    let groups = Vec::new();
-    spawn::settle(&mut command, Place { uid: 0, gid: 0, groups, terminal: None });
+    spawn::settle(&mut command, Some(&Owner::ROOT), None);
     // Whoever waits for every child waits for this one too.
     let child = command.spawn().map_err(Step::Agent.io(program))?;
     // From here on they are the agent's alone: their end is to be seen.

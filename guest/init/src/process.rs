@@ -15,7 +15,7 @@ use crate::failure::{Failure, NOT_FOUND, NOT_RUNNABLE, Step};
 use crate::files;
 use crate::streams::{self, Ends};
 use crate::sys::execute::Program;
-use crate::sys::spawn::{self, Place};
+use crate::sys::spawn::{self, Owner};
 
 /// Group of terminals, as devpts has it.
 const TTY_GROUP: u32 = 5;
@@ -75,8 +75,7 @@ pub fn hook(args: &[String], process: &Process) -> Result<(), Failure> {
     let variables = environment::variables(&process.env, "/", false);
     let mut command = Command::new(program);
     command.args(rest).env_clear().envs(variables).stdin(Stdio::null()).current_dir("/");
-    let groups = Vec::new();
-    spawn::settle(&mut command, Place { uid: 0, gid: 0, groups, terminal: None });
+    spawn::settle(&mut command, Some(&Owner::ROOT), None);
     let status = command.status().map_err(step.io(program))?;
     if status.success() {
         return Ok(());
@@ -111,18 +110,18 @@ impl Main {
         let program = find(name, path.unwrap_or_default())?;
         let mut command = Command::new(&program);
         command.stdin(Stdio::null());
-        let (uid, gid, groups) = (identity.uid, identity.gid, identity.groups);
-        let mut place = Place { uid, gid, groups, terminal: None };
-        let mut ends = None;
+        let owner = Owner { uid: identity.uid, gid: identity.gid, groups: identity.groups };
+        let (mut ends, mut controlling) = (None, None);
         if let Some(wanted) = &process.streams {
-            ends = Some(streams::connect(&mut command, &mut place, wanted, process.tty)?);
+            let connected = streams::connect(&mut command, owner.uid, wanted, process.tty)?;
+            (ends, controlling) = (Some(connected.0), connected.1);
         } else if process.tty {
-            let terminal = terminal(uid)?;
+            let terminal = terminal(owner.uid)?;
             let clone = || terminal.try_clone().map_err(step.io("terminal"));
             command.stdin(clone()?).stdout(clone()?).stderr(clone()?);
-            place.terminal = Some(terminal.into());
+            controlling = Some(terminal.into());
         }
-        spawn::settle(&mut command, place);
+        spawn::settle(&mut command, Some(&owner), controlling);
         let arguments = process.args.iter().map(|argument| argument.clone().into_bytes());
         let variables =
             variables.iter().map(|(name, value)| format!("{name}={value}").into_bytes());

@@ -9,7 +9,6 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::Streams;
 use crate::failure::{Failure, Step};
-use crate::sys::spawn::Place;
 use crate::terminal;
 
 /// Our ends.
@@ -23,25 +22,26 @@ pub struct Ends {
     pub error: Option<OwnedFd>,
 }
 
-/// Connects the streams of `command`, whose input is empty so far, to new pipes or a new terminal, which becomes that of `place`.
+/// Connects the streams of `command`, whose input is empty so far, to new pipes or a new terminal of `uid`, which is returned to become the
+/// controlling one.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn connect(
     command: &mut Command,
-    place: &mut Place,
+    uid: u32,
     wanted: &Streams,
     tty: bool,
-) -> Result<Ends, Failure> {
+) -> Result<(Ends, Option<OwnedFd>), Failure> {
     let step = Step::Exec;
     if tty {
-        let opened = terminal::open((wanted.columns, wanted.rows), Some(place.uid));
+        let opened = terminal::open((wanted.columns, wanted.rows), Some(uid));
         let (user, program) = opened.map_err(step.at("terminal"))?;
         let side = || program.try_clone().map_err(step.io("terminal"));
         command.stdin(side()?).stdout(side()?).stderr(side()?);
-        place.terminal = Some(program);
         let input = wanted.input.then(|| user.try_clone().map_err(step.io("terminal")));
-        return Ok(Ends { input: input.transpose()?, output: user, error: None });
+        let ends = Ends { input: input.transpose()?, output: user, error: None };
+        return Ok((ends, Some(program)));
     }
     let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(step.at("pipe"));
     let ours = |end: OwnedFd| {
@@ -56,5 +56,5 @@ pub fn connect(
     }
     let ((output, stdout), (error, stderr)) = (pipe()?, pipe()?);
     command.stdout(stdout).stderr(stderr);
-    Ok(Ends { input, output: ours(output)?, error: Some(ours(error)?) })
+    Ok((Ends { input, output: ours(output)?, error: Some(ours(error)?) }, None))
 }

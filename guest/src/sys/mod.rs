@@ -1,4 +1,3 @@
-//! What only unsafe code can do: a new process's own steps before it executes its program, and promises about descriptors.
+//! What only unsafe code can do: promises about descriptors.
 
 pub mod ready;
-pub mod spawn;

@@ -9,11 +9,10 @@ use openshell_vmm::agent::{self, AgentError, Size, Streams};
 use openshell_vmm::control::client::Client;
 use openshell_vmm::control::protocol::Request;
 use openshell_vmm::machines::{Machine, Status, StoreError, names};
-use openshell_vmm::sys::signal::EndingSignals;
 use openshell_vmm::sys::tty::{self, RawMode};
 
 use super::failure::Failure;
-use super::reach::CODE_AGENT;
+use super::reach::{CODE_AGENT, host, signals};
 use super::targets::{of_store, open_store};
 
 /// How long a machine may take to end after its main process has.
@@ -58,9 +57,7 @@ pub(super) fn attach(args: &AttachArgs) -> Result<u8, Failure> {
     let gives = has_input && !args.no_stdin;
     // Asked before the end, which takes its socket with it.
     let mut control = end_of(&machine).map_err(|error| host("ask the machine", &error))?;
-    let others = [libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
-    let signals = args.sig_proxy.then(|| EndingSignals::open_with(&others)).transpose();
-    let signals = signals.map_err(|error| host("take signals", &error))?;
+    let signals = args.sig_proxy.then(signals).transpose()?;
     let raw = if tty && gives { RawMode::enter() } else { Ok(None) };
     let raw = raw.map_err(|error| host("use the terminal", &error))?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
@@ -92,13 +89,4 @@ fn end_of(machine: &Machine) -> io::Result<Client> {
     let mut client = Client::connect(&path)?;
     client.send(&Request::Wait)?;
     Ok(client)
-}
-
-fn host(what: &str, error: &io::Error) -> Failure {
-    Failure {
-        what: format!("cannot {what}"),
-        why: Some(error.to_string()),
-        fix: None,
-        code: CODE_AGENT,
-    }
 }

@@ -9,11 +9,10 @@ use std::path::PathBuf;
 use clap::Args;
 use openshell_vmm::agent::{self, AgentError, Exec, ExecError, Size, Stdio, Streams};
 use openshell_vmm::config::spec::TimeLimit;
-use openshell_vmm::sys::signal::EndingSignals;
 use openshell_vmm::sys::tty::{self, RawMode};
 
 use super::failure::Failure;
-use super::reach::{self, CODE_AGENT};
+use super::reach::{self, CODE_AGENT, host};
 
 /// Run a command in a running machine
 ///
@@ -85,9 +84,7 @@ pub(super) fn exec(args: &ExecArgs) -> Result<u8, Failure> {
         code: CODE_AGENT,
     })?;
     // Before any signal that is meant for the command can end this process.
-    let others = [libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
-    let signals =
-        EndingSignals::open_with(&others).map_err(|error| host("take signals", &error))?;
+    let signals = reach::signals()?;
     let raw = if at_tty && interactive {
         RawMode::enter().map_err(|error| host("use the terminal", &error))?
     } else {
@@ -136,13 +133,4 @@ fn variable(word: &OsStr) -> Option<Vec<u8>> {
 fn size() -> Size {
     let (columns, rows) = tty::size(1).or_else(|| tty::size(0)).unwrap_or((80, 24));
     Size { columns, rows }
-}
-
-fn host(what: &str, error: &io::Error) -> Failure {
-    Failure {
-        what: format!("cannot {what}"),
-        why: Some(error.to_string()),
-        fix: None,
-        code: CODE_AGENT,
-    }
 }

@@ -1,4 +1,4 @@
-//! What a new process does to itself between fork and exec.
+//! What a new process does to itself between fork and exec, beside what [`openshell_init::sys::spawn`] has for all.
 //!
 //! Invariant: between fork and exec only system calls are made, on memory that existed before the fork: other threads may have held
 //! any lock.
@@ -6,49 +6,20 @@
 #![expect(unsafe_code, reason = "code between fork and exec is unsafe to register")]
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use openshell_init::sys::signals;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Gid, Uid, ioctl_tiocsctty, setsid};
-use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
-/// Whose a new process is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// User.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-}
-
-/// Makes `command` start in a session of its own, as `owner` unless it is that already, with `terminal` as its controlling one, and
-/// with no signal blocked or ignored: what this program was started to ignore is not for a command to inherit.
-pub fn settle(command: &mut Command, owner: Option<&Owner>, terminal: Option<OwnedFd>) {
-    let owner = owner.map(|owner| {
-        let groups: Vec<Gid> = owner.groups.iter().map(|group| Gid::from_raw(*group)).collect();
-        (groups, Gid::from_raw(owner.gid), Uid::from_raw(owner.uid))
-    });
-    let hook = move || -> io::Result<()> {
-        setsid()?;
-        if let Some(terminal) = &terminal {
-            ioctl_tiocsctty(terminal)?;
-        }
-        // Only the agent itself is spared when memory runs out. Where that cannot be said it was not spared either.
+/// Makes `command` start as one that may be ended when memory runs out, as the agent itself is not. For who still has the right to say so:
+/// before the process becomes another user's.
+pub fn spare_no_longer(command: &mut Command) {
+    let hook = || -> io::Result<()> {
+        // Where that cannot be said it was not spared either.
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         if let Ok(file) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, Mode::empty()) {
             _ = rustix::io::write(&file, b"0");
         }
-        if let Some((groups, gid, uid)) = &owner {
-            set_thread_groups(groups)?;
-            set_thread_gid(*gid)?;
-            set_thread_uid(*uid)?;
-        }
-        signals::restore()?;
         Ok(())
     };
     // SAFETY: the closure makes system calls only and allocates nothing.

@@ -1,7 +1,7 @@
 //! What a new process does to itself between fork and exec.
 //!
-//! Invariant: between fork and exec only system calls are made, on memory that existed before; PID 1 has one thread, so
-//! that no lock is held by another one.
+//! Invariant: between fork and exec only system calls are made, on memory that existed before the fork: other threads may have held
+//! any lock.
 
 #![expect(unsafe_code, reason = "code between fork and exec is unsafe to register")]
 
@@ -25,32 +25,40 @@ pub fn enter_new_network_namespace() -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
 }
 
-/// Who and where a new process is.
-#[derive(Debug)]
-pub struct Place {
+/// Whom a process belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
     /// User.
     pub uid: u32,
     /// Group.
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// A terminal to be the controlling one.
-    pub terminal: Option<OwnedFd>,
 }
 
-/// Makes `command` start in a session of its own as `place` says, with no signal blocked or ignored.
-pub fn settle(command: &mut Command, place: Place) {
-    let groups: Vec<Gid> = place.groups.iter().map(|group| Gid::from_raw(*group)).collect();
-    let (uid, gid) = (Uid::from_raw(place.uid), Gid::from_raw(place.gid));
+impl Owner {
+    /// The superuser, in no group but its own.
+    pub const ROOT: Self = Self { uid: 0, gid: 0, groups: Vec::new() };
+}
+
+/// Makes `command` start in a session of its own: as `owner` unless that is nobody, with `terminal` as its controlling one, and with no
+/// signal blocked or ignored: what this program ignores, or was started with, is not for what it starts, and a shell cannot trap it.
+pub fn settle(command: &mut Command, owner: Option<&Owner>, terminal: Option<OwnedFd>) {
+    let owner = owner.map(|owner| {
+        let groups: Vec<Gid> = owner.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        (groups, Gid::from_raw(owner.gid), Uid::from_raw(owner.uid))
+    });
     let hook = move || -> io::Result<()> {
-        // PID 1 leads a session already when it becomes the main process itself.
+        // It fails only for who leads one already, as PID 1 does when it becomes the main process itself; a child never does.
         _ = setsid();
-        if let Some(terminal) = &place.terminal {
+        if let Some(terminal) = &terminal {
             ioctl_tiocsctty(terminal)?;
         }
-        set_thread_groups(&groups)?;
-        set_thread_gid(gid)?;
-        set_thread_uid(uid)?;
+        if let Some((groups, gid, uid)) = &owner {
+            set_thread_groups(groups)?;
+            set_thread_gid(*gid)?;
+            set_thread_uid(*uid)?;
+        }
         signals::restore()?;
         Ok(())
     };
