@@ -24,14 +24,9 @@ pub(crate) fn guest_probe() -> Result<PathBuf> {
     program("dev", "tests", "guest-probe")
 }
 
-/// Builds the first process of guests and returns its path.
+/// Builds the program of guests, which is their first process and the host's agent, and returns its path.
 pub(crate) fn guest_init() -> Result<PathBuf> {
-    program("guest", "guest/init", "openshell-init")
-}
-
-/// Builds the host's agent of guests and returns its path.
-pub(crate) fn guest_agent() -> Result<PathBuf> {
-    program("guest", "guest/agent", "openshell-agent")
+    program("guest", "guest/program", "openshell-init")
 }
 
 /// Builds the command `openshell-rootfs` as it is tested and returns its path.

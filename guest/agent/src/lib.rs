@@ -10,6 +10,7 @@ pub mod clock;
 pub mod copy;
 pub mod exec;
 pub mod main_process;
+pub mod program;
 pub mod relay;
 pub mod server;
 pub mod session;

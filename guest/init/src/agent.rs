@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -20,6 +21,8 @@ use crate::streams::Ends;
 use crate::sys::spawn::{self, Owner};
 use crate::sys::vsock;
 
+/// The name by which this program is the agent.
+pub const NAME: &str = "openshell-agent";
 /// Where the host waits for the streams of the main process.
 const MAIN_PORT: u32 = 1021;
 
@@ -69,11 +72,11 @@ impl Agent {
 /// `streams` it carries those of `main`.
 ///
 /// # Errors
-/// When the tools disk has no agent, or it cannot be started.
+/// When the tools disk has no program of this name any more, or it cannot be started.
 pub fn start(process: &Process, main: Pid, streams: Option<Streams>) -> Result<Agent, Failure> {
-    let program = Path::new(TOOLS).join("bin/openshell-agent");
+    let program = Path::new(TOOLS).join("bin/openshell-init");
     let mut command = Command::new(&program);
-    command.args(["--workdir", process.cwd()]);
+    command.arg0(NAME).args(["--workdir", process.cwd()]);
     if !process.user.is_empty() {
         command.args(["--user", &process.user]);
     }

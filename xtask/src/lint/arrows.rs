@@ -13,7 +13,7 @@ use super::sources;
 use crate::{binaries, cmd};
 
 /// A package, by its directory, and the packages of ours that it may link.
-const PACKAGES: [(&str, &[&str]); 16] = [
+const PACKAGES: [(&str, &[&str]); 17] = [
     // Of ext4 it uses the writer, for the two disks of a machine that hold nothing of an image.
     ("vmm", &["vmm/usernet", "rootfs/ext4", "guest/copy", "proto/agent"]),
     ("vmm/usernet", &[]),
@@ -25,6 +25,7 @@ const PACKAGES: [(&str, &[&str]); 16] = [
     ("guest/init", &["proto"]),
     ("guest/agent", &["guest/copy", "guest/init", "proto/agent"]),
     ("guest/copy", &[]),
+    ("guest/program", &["guest/agent", "guest/init"]),
     ("proto", &[]),
     ("proto/agent", &[]),
     ("xtask", &[]),

@@ -18,13 +18,13 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     std::fs::create_dir_all(&place)?;
     copy(&binaries::vmm()?, &place.join("openshell-vmm"))?;
-    let (init, agent) = (binaries::guest_init()?, binaries::guest_agent()?);
+    let init = binaries::guest_init()?;
     let [gateway, driver, supervisor] = binaries::released()?;
     let rootfs = binaries::rootfs_release()?;
-    for program in [&init, &agent, &gateway, &driver, &supervisor, &rootfs] {
+    for program in [&init, &gateway, &driver, &supervisor, &rootfs] {
         copy(program, &place.join(program.file_name().context("a program has a name")?))?;
     }
-    fixtures::tools_disk(&rootfs, &[&init, &agent, &supervisor], &place.join("tools.ext4"))?;
+    fixtures::tools_disk(&rootfs, &[&init, &supervisor], &place.join("tools.ext4"))?;
     copy(&kernel::build(kernel::Profile::Sandbox)?.vmlinux, &place.join("vmlinux"))?;
     for text in ["LICENSE", "README.md", "CHANGELOG.md"] {
         let from = cmd::workspace().join(text);

@@ -11,7 +11,7 @@ use crate::format::{
 };
 
 /// Groups whose structures stand together on a disk, as a power of two: what kernels make.
-const LOG_FLEX: u8 = 4;
+const LOG_FLEX: u8 = 7;
 /// Blocks for files that the last group of a disk must have, or it is left out.
 const LAST_GROUP: u32 = 50;
 /// Bytes for which a disk has an inode.

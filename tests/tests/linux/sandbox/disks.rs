@@ -36,7 +36,6 @@ impl Sandbox {
         let sandbox = Self { directory: tempfile::tempdir().unwrap() };
         let tools = [
             file("/bin/openshell-init", 0o755, (0, 0), &read(&fixture("openshell-init"))),
-            file("/bin/openshell-agent", 0o755, (0, 0), &read(&fixture("openshell-agent"))),
             file("/dev/.keep", 0o644, (0, 0), b""),
             file("/run/.keep", 0o644, (0, 0), b""),
         ];

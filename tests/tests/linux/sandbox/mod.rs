@@ -123,7 +123,7 @@ fn the_main_process_finds_what_it_expects() {
             "hosts: 192.168.127.254 host.openshell.internal",
             "resolv: nameserver 192.168.127.1",
             "resolv: search corp.example",
-            "tools: ip nsenter openshell-agent openshell-init  /opt/openshell/bin/ip",
+            "tools: ip nsenter openshell-init  /opt/openshell/bin/ip",
             "config: ",
             "input: /dev/null",
         ],

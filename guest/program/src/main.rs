@@ -1,4 +1,6 @@
-//! PID 1 of a sandbox's guest, and by other names the few programs that images often lack.
+//! PID 1 of a sandbox's guest, and by other names the host's agent and the few programs that images often lack.
+//!
+//! One file holds them all: what PID 1 has read of it is in the guest's memory when the agent starts.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -6,7 +8,7 @@ use std::process::ExitCode;
 
 use openshell_init::failure::{BOOT_FAILED, Failure, Step};
 use openshell_init::machine::{Machine, Outcome, Storage};
-use openshell_init::{boot, tools};
+use openshell_init::{agent, boot, tools};
 use rustix::process::{Pid, getpid};
 
 const USAGE: &str = "openshell-init runs as the first process of a guest";
@@ -16,6 +18,9 @@ fn main() -> ExitCode {
     let called = args.next().unwrap_or_default();
     let name = Path::new(&called).file_name().unwrap_or_default();
     let args: Vec<OsString> = args.collect();
+    if name == agent::NAME {
+        return openshell_agent::program::run(&args);
+    }
     if let Some(code) = tools::run(name, &args) {
         return code;
     }
