@@ -148,8 +148,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn data(&self, buffer: &mut Vec<u8>, pieces: &[Piece]) -> Result<(), WriteError> {
+        let blocks: usize = pieces.iter().map(|piece| piece.count as usize).sum();
         buffer.clear();
-        buffer.resize(BLOCKS_AT_ONCE as usize * BLOCK, 0);
+        buffer.resize(blocks * BLOCK, 0);
         let mut filled = 0;
         for piece in pieces {
             let place = &mut buffer[filled..][..piece.count as usize * BLOCK];
@@ -160,7 +161,7 @@ impl<'a> Emitter<'a> {
             filled += place.len();
         }
         let first = pieces.first().map_or(0, |piece| piece.physical);
-        self.put(&buffer[..filled], first)
+        self.put(buffer, first)
     }
 
     fn file(&self, node: NodeId) -> &FileData {
@@ -342,7 +343,7 @@ impl<'a> Emitter<'a> {
     fn groups(&self) -> Result<u64, WriteError> {
         let geometry = &self.placed.geometry;
         let lazy = matches!(self.options.profile, Profile::ReadWrite { .. });
-        let tables = geometry.structures().into_iter().skip(geometry.head_groups().count());
+        let tables = geometry.group_structures();
         let used = Bitmaps::new(std::iter::once(0..1).chain(tables).chain(self.placed.used()));
         let directories = self.directories_by_group();
         let mut descriptors = Vec::new();

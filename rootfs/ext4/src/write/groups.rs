@@ -133,12 +133,22 @@ impl Geometry {
 
     /// The superblock and the descriptors, all copies, and the structures of all groups.
     pub(super) fn structures(&self) -> Vec<Range<u64>> {
-        let mut runs: Vec<Range<u64>> = self.heads().collect();
-        for tables in &self.tables {
-            runs.push(run(tables.block_bitmap, 1));
-            runs.push(run(tables.inode_bitmap, 1));
-            runs.push(run(tables.inode_table, self.table_blocks()));
-        }
+        self.heads().chain(self.group_structures()).collect()
+    }
+
+    /// The bitmaps and inode tables of all groups, in runs: what stands together is one.
+    pub(super) fn group_structures(&self) -> Vec<Range<u64>> {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        let mut add = |start: u32, count: u32| {
+            let (start, end) = (u64::from(start), u64::from(start) + u64::from(count));
+            match runs.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => runs.push(start..end),
+            }
+        };
+        self.tables.iter().for_each(|tables| add(tables.block_bitmap, 1));
+        self.tables.iter().for_each(|tables| add(tables.inode_bitmap, 1));
+        self.tables.iter().for_each(|tables| add(tables.inode_table, self.table_blocks()));
         runs
     }
 
@@ -192,10 +202,6 @@ fn inodes_per_group(groups: u32, inodes: u64) -> Result<u32, WriteError> {
         return Err(WriteError::TooManyNodes);
     }
     Ok(small(each))
-}
-
-fn run(start: u32, count: u32) -> Range<u64> {
-    u64::from(start)..u64::from(start) + u64::from(count)
 }
 
 /// Block bitmaps of the groups in which a block is in use.
