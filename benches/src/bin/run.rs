@@ -1,7 +1,7 @@
 //! `cargo xtask bench run`: what machines of images cost beside a machine of a disk, and many machines beside one.
 //!
-//! In the lab, by its instruction clock: a warm `run IMAGE -- echo hi` and `run --disk` with the same kernel, in turns; then commands and
-//! copies in a machine that runs. On the host, where no ordinary kernel need run: many bare-metal machines that start at once, and what
+//! In the lab, by its instruction clock: a warm `run IMAGE -- echo hi` and `run --disk` with the same kernel, in turns, once with an init of
+//! a few instructions and once with the image's program; then commands and copies in a machine that runs. On the host, where no ordinary kernel need run: many bare-metal machines that start at once, and what
 //! memory each holds when it is idle. Nothing here passes or fails by its figures; only work that was not done is an error.
 
 #![expect(
@@ -11,7 +11,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,9 +38,14 @@ const COPIED: usize = 16 << 20;
 const EXECS: usize = 5;
 /// The machine that commands run in.
 const NAME: &str = "bench";
-/// The systems of a comparison, ours in two ways.
+/// The systems of a comparison, ours in three ways.
 const OF_IMAGE: &str = "run IMAGE";
+/// A disk with nothing but an init that prints a line and ends.
 const OF_DISK: &str = "run --disk";
+/// A disk with the program that the image runs.
+const OF_SAME: &str = "run --disk, the image's program";
+/// The first process on a disk of [`OF_SAME`].
+const SAME_INIT: &str = "#!/bin/busybox sh\necho hi\nexec /bin/busybox poweroff -f\n";
 /// How long a machine is given to come to rest before its memory is read: it gives back what its start needed after a quarter of a second.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -128,8 +133,12 @@ fn lab(arguments: &Arguments) -> Result<()> {
     let mut document = Document::new(BENCHMARK, "lab");
     for turn in 0..=arguments.lab_turns {
         eprintln!("turn {turn}");
-        for system in [OF_IMAGE, OF_DISK] {
-            let (wall, trace) = if system == OF_IMAGE { rig.image()? } else { rig.disk()? };
+        for system in [OF_IMAGE, OF_DISK, OF_SAME] {
+            let (wall, trace) = match system {
+                OF_IMAGE => rig.image()?,
+                OF_DISK => rig.disk(&rig.pristine, guest::INIT_SAYS)?,
+                _ => rig.disk(&rig.same, "hi\n")?,
+            };
             if turn == 0 {
                 continue;
             }
@@ -181,6 +190,7 @@ struct Rig {
     vmm: PathBuf,
     kernel: PathBuf,
     pristine: PathBuf,
+    same: PathBuf,
     registry: Registry,
     scratch: tempfile::TempDir,
 }
@@ -200,10 +210,13 @@ impl Rig {
         write_layout(&busybox, &tree, &layout, ARCHITECTURE, &config)?;
         let pristine = scratch.path().join("pristine.ext4");
         guest::make_disk(&pristine)?;
+        let same = scratch.path().join("same.ext4");
+        guest::make_disk_with(SAME_INIT.as_bytes(), &[("bin/busybox", &busybox)], &same)?;
         Ok(Self {
             vmm: call::fixture("openshell-vmm")?,
             kernel: call::fixture("vmlinux-sandbox")?,
             pristine,
+            same,
             registry: Registry::serve(&layout)?,
             scratch,
         })
@@ -218,11 +231,11 @@ impl Rig {
         format!("{}/team/shell:v1", self.registry.address())
     }
 
-    /// `run --disk` of an init that prints a line and ends.
-    fn disk(&self) -> Result<(Duration, Trace)> {
+    /// `run --disk` of a fresh copy of a disk whose init says this and ends.
+    fn disk(&self, pristine: &Path, says: &str) -> Result<(Duration, Trace)> {
         let copy = self.scratch.path().join("root.ext4");
-        fs::copy(&self.pristine, &copy)?;
-        self.run(&["--disk", copy.to_str().context("a path is text")?], guest::INIT_SAYS)
+        fs::copy(pristine, &copy)?;
+        self.run(&["--disk", copy.to_str().context("a path is text")?], says)
     }
 
     /// Runs the command with these words and checks what the guest printed.
