@@ -65,8 +65,7 @@ fn main_process(storage: &mut Storage) -> Result<Outcome, Failure> {
 
 fn prepare(storage: &mut Storage) -> Result<(Config, Main), Failure> {
     let words = disks::start()?;
-    disks::mount_config(&words)?;
-    let (config, given) = read_config()?;
+    let (config, given) = read_config(disks::mount_config(&words)?)?;
     let directory = disks::mount_root(&words)?;
     *storage = if config.volatile { Storage::Volatile } else { Storage::Kept(directory) };
     disks::pivot()?;
@@ -97,11 +96,11 @@ fn prepare(storage: &mut Storage) -> Result<(Config, Main), Failure> {
     Ok((config, main))
 }
 
-/// Reads the config disk and gives it up.
-fn read_config() -> Result<(Config, Vec<Given>), Failure> {
+/// Reads the configuration on the disk at `place`, and gives up a disk that holds nothing else.
+fn read_config(place: &str) -> Result<(Config, Vec<Given>), Failure> {
     let step = Step::Config;
     let shown = "/config.json";
-    let path = Path::new(disks::CONFIG).join("config.json");
+    let path = Path::new(place).join("config.json");
     let metadata = fs::metadata(&path).map_err(step.io(shown))?;
     if metadata.len() > config::BYTES_MAX as u64 {
         return Err(Failure::new(step, "larger than 1 MiB").path(shown));
@@ -109,7 +108,9 @@ fn read_config() -> Result<(Config, Vec<Given>), Failure> {
     let bytes = fs::read(&path).map_err(step.io(shown))?;
     let parsed = config::parse(&bytes);
     let config = parsed.map_err(|message| Failure::new(step, message).path(shown))?;
-    let given = files::read_given(&Path::new(disks::CONFIG).join("files"))?;
-    unmount(disks::CONFIG, UnmountFlags::DETACH).map_err(step.at(disks::CONFIG))?;
+    let given = files::read_given(&Path::new(place).join("files"))?;
+    if place == disks::CONFIG {
+        unmount(place, UnmountFlags::DETACH).map_err(step.at(place))?;
+    }
     Ok((config, given))
 }

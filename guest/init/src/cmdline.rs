@@ -18,8 +18,16 @@ pub struct Words {
     pub base: String,
     /// Device of the read-write disk.
     pub read_write: ReadWrite,
-    /// Device of the config disk.
+    /// Device of the config disk, which may be the read-write disk.
     pub config: String,
+}
+
+impl Words {
+    /// Whether the read-write disk holds the configuration as well.
+    #[must_use]
+    pub fn config_is_read_write(&self) -> bool {
+        matches!(&self.read_write, ReadWrite::Device(name) if *name == self.config)
+    }
 }
 
 impl Default for Words {
@@ -98,6 +106,18 @@ mod tests {
         check("openshell.base=vdx openshell.base=vdy", Ok(("vdy", "vdc", "vdd")));
         check("x=\"a openshell.base=vdx b\"", Ok(("vdb", "vdc", "vdd")));
         check("quiet -- openshell.base=vdx", Ok(("vdb", "vdc", "vdd")));
+    }
+
+    #[test]
+    fn the_read_write_disk_may_hold_the_configuration() {
+        for (line, expected) in [
+            ("", false),
+            ("openshell.config=vdc", true),
+            ("openshell.config=vdc openshell.rw=memory", false),
+            ("openshell.config=sda openshell.rw=sda", true),
+        ] {
+            assert_eq!(parse(line).unwrap().config_is_read_write(), expected, "{line}");
+        }
     }
 
     #[test]

@@ -49,16 +49,22 @@ pub fn start() -> Result<Words, Failure> {
         .map_err(|word| Failure::new(step, format!("{word:?} cannot be")).path("/proc/cmdline"))
 }
 
-/// Mounts the config disk.
+/// Mounts the disk with the configuration and says where it is: at [`CONFIG`], unless it is the read-write disk, which is mounted for good
+/// then.
 ///
 /// # Errors
 /// The mount.
-pub fn mount_config(words: &Words) -> Result<(), Failure> {
+pub fn mount_config(words: &Words) -> Result<&'static str, Failure> {
+    if words.config_is_read_write() {
+        device(Step::MountRw, &words.config, READ_WRITE, MountFlags::NOATIME, None)?;
+        return Ok(READ_WRITE);
+    }
     let flags = MountFlags::RDONLY | QUIET | MountFlags::NOEXEC;
-    device(Step::MountConfig, &words.config, CONFIG, flags, Some(c"noload"))
+    device(Step::MountConfig, &words.config, CONFIG, flags, Some(c"noload"))?;
+    Ok(CONFIG)
 }
 
-/// Mounts base and read-write disk, and the overlay of both. A directory on the read-write disk is returned, if it is a disk.
+/// Mounts base and read-write disk, unless [`mount_config`] did, and the overlay of both. A directory on the read-write disk is returned, if it is a disk.
 ///
 /// # Errors
 /// A mount, or `upper` and `work` that cannot be made.
@@ -67,7 +73,9 @@ pub fn mount_root(words: &Words) -> Result<Option<File>, Failure> {
     device(Step::MountBase, &words.base, BASE, read_only, Some(c"noload"))?;
     let kept = match &words.read_write {
         ReadWrite::Device(name) => {
-            device(Step::MountRw, name, READ_WRITE, MountFlags::NOATIME, None)?;
+            if !words.config_is_read_write() {
+                device(Step::MountRw, name, READ_WRITE, MountFlags::NOATIME, None)?;
+            }
             Some(File::open(READ_WRITE).map_err(Step::MountRw.io(READ_WRITE))?)
         }
         ReadWrite::Memory => {

@@ -273,18 +273,24 @@ fn open_all(
     };
     let config = guest_config(process, &facts).map_err(|error| failed(&error))?;
     let (disk, told) = (machine.path(names::DISK), machine.path(names::CONFIG));
-    if !disk.exists() {
+    let volatile = record.ephemeral.then_some(&config[..]);
+    if volatile.is_some() || !disk.exists() {
         let fresh = machine.path("disk.new");
-        disks::writable(&fresh, disk_size(record), image.nodes, &record.id, record.ephemeral)
+        disks::writable(&fresh, disk_size(record), image.nodes, &record.id, volatile)
             .and_then(|()| fs::rename(&fresh, &disk))
             .map_err(host("make the disk", &disk))?;
     }
-    disks::config(&told, &config, &record.id).map_err(host("make the disk", &told))?;
     let read_only = |path: PathBuf| DiskSpec { path, ro: true, ..DiskSpec::default() };
     let own = DiskSpec { path: disk.clone(), ..DiskSpec::default() };
-    let mut all =
-        vec![read_only(tools), read_only(image.path.clone()), own, read_only(told.clone())];
+    let mut all = vec![read_only(tools), read_only(image.path.clone()), own];
+    let mut config_disk = all.len() - 1;
+    // The user's have the same names in every machine.
     all.append(&mut spec.disks);
+    if volatile.is_none() {
+        disks::config(&told, &config, &record.id).map_err(host("make the disk", &told))?;
+        config_disk = all.len();
+        all.push(read_only(told.clone()));
+    }
     spec.disks = all;
     spec.vsock = None;
     spec.console = None;
@@ -295,8 +301,9 @@ fn open_all(
     spec.memory = Some(MemorySize(record.memory_bytes));
     spec.cpus = Some(record.cpus);
     let more = spec.append.take().unwrap_or_default();
-    spec.append =
-        Some(format!("rootfstype=ext4 init=/bin/openshell-init {more}").trim_end().into());
+    let words = "rootfstype=ext4 init=/bin/openshell-init openshell.config=";
+    let name = disks::device_name(config_disk);
+    spec.append = Some(format!("{words}{name} {more}").trim_end().into());
     let kernels = KernelPlaces::of_process();
     if spec.kernel.is_none() && kernels.find(None, Profile::default()).is_err() {
         spec.kernel = places.kernel_beside();
