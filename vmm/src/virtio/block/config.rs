@@ -4,8 +4,11 @@
 
 use super::request::{MAX_DISCARD_SECTORS, MAX_RANGES, MAX_ZERO_SECTORS, SECTOR_BYTES};
 
-/// Descriptors of a queue.
-pub(super) const QUEUE_SIZE: u16 = 256;
+/// Descriptors of a queue. A driver makes a request for each of them, and the guest touches its memory for the first time: 0.4 % of a small
+/// guest's boot for 256. A disk that is only read is read in large pieces through the guest's cache and does with fewer.
+pub(super) const fn queue_size(read_only: bool) -> u16 {
+    if read_only { 64 } else { 256 }
+}
 
 const SEG_MAX: u32 = 2;
 const RO: u32 = 5;
@@ -35,14 +38,14 @@ pub(super) fn features(read_only: bool, queues: u16) -> u64 {
 }
 
 /// `struct virtio_blk_config`.
-pub(super) fn space(sectors: u64, queues: u16) -> [u8; CONFIG_BYTES] {
+pub(super) fn space(sectors: u64, read_only: bool, queues: u16) -> [u8; CONFIG_BYTES] {
     let mut space = [0; CONFIG_BYTES];
     let mut put = |offset: usize, bytes: &[u8]| {
         space[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
     put(0, &sectors.to_le_bytes());
     // A chain of direct descriptors also holds the header and the status.
-    put(12, &u32::from(QUEUE_SIZE - 2).to_le_bytes());
+    put(12, &u32::from(queue_size(read_only) - 2).to_le_bytes());
     put(20, &SECTOR_BYTES.to_le_bytes());
     put(34, &queues.to_le_bytes());
     put(36, &MAX_DISCARD_SECTORS.to_le_bytes());

@@ -136,13 +136,14 @@ impl Block {
     }
 
     fn idle(shared: &Shared, queues: u16, volatile: bool) -> Self {
-        let features = config::features(shared.geometry.read_only, queues);
+        let Geometry { sectors, read_only } = shared.geometry;
+        let features = config::features(read_only, queues);
         Self {
             geometry: shared.geometry,
             features: if volatile { features & !(1 << config::FLUSH) } else { features },
             volatile,
-            config: config::space(shared.geometry.sectors, queues).to_vec(),
-            queue_sizes: vec![config::QUEUE_SIZE; usize::from(queues)],
+            config: config::space(sectors, read_only, queues).to_vec(),
+            queue_sizes: vec![config::queue_size(read_only); usize::from(queues)],
             doorbells: Vec::new(),
             workers: Vec::new(),
             active: false,
