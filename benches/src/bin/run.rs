@@ -1,8 +1,9 @@
 //! `cargo xtask bench run`: what machines of images cost beside a machine of a disk, and many machines beside one.
 //!
 //! In the lab, by its instruction clock: a warm `run IMAGE -- echo hi` and `run --disk` with the same kernel, in turns, once with an init of
-//! a few instructions and once with the image's program; then commands and copies in a machine that runs. On the host, where no ordinary kernel need run: many bare-metal machines that start at once, and what
-//! memory each holds when it is idle. Nothing here passes or fails by its figures; only work that was not done is an error.
+//! a few instructions and once with the image's program; then commands and copies in a machine that runs. On the host, where no ordinary
+//! kernel need run: many bare-metal machines that start at once, and what memory each holds when it is idle. Nothing here passes or fails by
+//! its figures; only work that was not done is an error.
 
 #![expect(
     clippy::print_stderr,
@@ -46,6 +47,10 @@ const OF_DISK: &str = "run --disk";
 const OF_SAME: &str = "run --disk, the image's program";
 /// The first process on a disk of [`OF_SAME`].
 const SAME_INIT: &str = "#!/bin/busybox sh\necho hi\nexec /bin/busybox poweroff -f\n";
+/// Fifty times what a run takes by the lab's clock, whose emulator now and then has a guest stand still: docs/lab.md.
+const RUN_LIMIT: &str = "10s";
+/// Longer than all commands and copies take.
+const MACHINE_LIMIT: &str = "100s";
 /// How long a machine is given to come to rest before its memory is read: it gives back what its start needed after a quarter of a second.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -166,7 +171,8 @@ fn within(rig: &Rig, turns: u32, document: &mut Document) -> Result<()> {
     let back = back.to_str().context("a path is text")?;
     let image = rig.reference();
     let kernel = rig.kernel.to_str().context("a path is text")?;
-    rig.verb(&["run", "--kernel", kernel, "-d", "--name", NAME, &image, "--", "sleep", "1000000"])?;
+    let options = ["run", "--kernel", kernel, "-d", "--name", NAME, "--timeout", MACHINE_LIMIT];
+    rig.verb(&[&options[..], &[&image, "--", "sleep", "1000000"]].concat())?;
     for turn in 0..=turns {
         eprintln!("turn {turn} in the machine");
         for (case, words) in std::iter::repeat_n((EXEC, &["exec", NAME, "true"]), EXECS)
@@ -241,7 +247,8 @@ impl Rig {
     /// Runs the command with these words and checks what the guest printed.
     fn run(&self, words: &[&str], says: &str) -> Result<(Duration, Trace)> {
         let kernel = self.kernel.to_str().context("a path is text")?;
-        let words = [&["run", "--boot-trace=json", "--kernel", kernel], words].concat();
+        let always = ["run", "--boot-trace=json", "--timeout", RUN_LIMIT, "--kernel", kernel];
+        let words = [&always, words].concat();
         let wall = self.verb(&words)?;
         let [said, errors] = ["stdout", "stderr"].map(|name| fs::read_to_string(self.path(name)));
         let (said, errors) = (said?, errors?);
