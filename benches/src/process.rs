@@ -4,10 +4,11 @@
 
 #![expect(
     unsafe_code,
-    reason = "wait4 and the kill of a child have no safe wrapper that gives its resource usage"
+    reason = "wait4 has no safe wrapper that gives resource usage, a process's descriptor none at all"
 )]
 
 use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,30 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits for its end, and ends it after `limit`; none when it has not come to its end by itself.
+    ///
+    /// # Errors
+    /// What the host said.
+    pub fn wait_within(self, limit: Duration) -> io::Result<Option<Spent>> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        // SAFETY: takes two numbers; the child is ours and was not waited for, so that the number is its own.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call has just made it, and nobody else has it.
+        let end = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut polled = libc::pollfd { fd: end.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let limit = i32::try_from(limit.as_millis()).map_err(io::Error::other)?;
+        // SAFETY: one entry, which lives across the call.
+        match unsafe { libc::poll(&raw mut polled, 1, limit) } {
+            0 => self.end().map(|()| None),
+            1 => self.wait().map(Some),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Waits for its end.
@@ -107,5 +132,14 @@ mod tests {
         assert_eq!(spent.code, 3);
         assert!(spent.wall >= spent.cpu / 4 && spent.wall > Duration::ZERO);
         assert!(spent.peak_kib > 0);
+    }
+
+    #[test]
+    fn a_process_that_takes_too_long_is_ended() {
+        let limit = Duration::from_millis(50);
+        let sleeps = Process::start(Command::new("sleep").arg("1000")).unwrap();
+        assert_eq!(sleeps.wait_within(limit).unwrap(), None);
+        let ends = Process::start(Command::new("sh").args(["-c", "exit 3"])).unwrap();
+        assert_eq!(ends.wait_within(Duration::from_secs(60)).unwrap().unwrap().code, 3);
     }
 }

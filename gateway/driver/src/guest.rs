@@ -121,6 +121,7 @@ impl Guest<'_> {
                 "owner": "sandbox",
                 "mode": "0755",
             }],
+            "programs": ["ip", "nsenter"],
             "process": {
                 "args": [self.supervisor, "--workdir", "/sandbox"],
                 "env": variables,

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use openshell_agent_proto::{
-    DATA_MAX, Decoder, Exit, Failure, FailureKind, FromGuest, FromHost, ReceiveWindow, SendWindow,
+    Decoder, Exit, Failure, FailureKind, FromGuest, FromHost, ReceiveWindow, Room, SendWindow,
     Signal, Size, Stream, WireError,
 };
 use openshell_init::terminal;
@@ -50,6 +50,7 @@ struct Input {
 struct Output {
     stream: Stream,
     from: Option<OwnedFd>,
+    room: Room,
     window: SendWindow,
     /// What is still to be read when the process has ended; others may hold the pipe.
     left: Option<u64>,
@@ -68,8 +69,10 @@ impl<'w> Relay<'w> {
     pub fn new(started: Started, wire: &'w mut Wire, decoder: &'w mut Decoder) -> Self {
         let pid = started.process.pid().as_raw_nonzero().get();
         wire.send(&FromGuest::Started(pid.cast_unsigned()));
-        let output =
-            |stream, from| Output { stream, from, window: SendWindow::default(), left: None };
+        let output = |stream, from| {
+            let (room, window) = (Room::default(), SendWindow::default());
+            Output { stream, from, room, window, left: None }
+        };
         Self {
             wire,
             decoder,
@@ -327,14 +330,13 @@ impl Output {
 
     fn read(&mut self, wire: &mut Wire) -> Look {
         let Some(from) = &self.from else { return Look::Nothing };
-        let mut bytes = [0_u8; DATA_MAX];
         let left = self.left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
-        let len = bytes.len().min(self.window.left()).min(left);
-        match rustix::io::read(from, &mut bytes[..len]) {
-            Ok(len) if len > 0 => {
-                wire.send(&FromGuest::Data(self.stream, &bytes[..len]));
-                self.window.sent(len);
-                self.left = self.left.map(|left| left.saturating_sub(len as u64));
+        let limit = self.window.left().min(left);
+        match self.room.read(limit, |bytes| rustix::io::read(from, bytes)) {
+            Ok(bytes) if !bytes.is_empty() => {
+                wire.send(&FromGuest::Data(self.stream, bytes));
+                self.window.sent(bytes.len());
+                self.left = self.left.map(|left| left.saturating_sub(bytes.len() as u64));
                 if self.left == Some(0) {
                     self.close(wire);
                 }

@@ -72,7 +72,7 @@ fn prepare(storage: &mut Storage) -> Result<(Config, Main), Failure> {
     mounts::all()?;
     clock::not_before(config.clock_unix_ms)?;
     clock::random_pool()?;
-    files::programs()?;
+    files::programs(&config.programs)?;
     for file in &given {
         files::put(Step::Files, file)?;
     }

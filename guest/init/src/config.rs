@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::tools::Tool;
+
 /// The longest file, in bytes.
 pub const BYTES_MAX: usize = 1 << 20;
 const WORDS_MAX: usize = 4096;
@@ -39,6 +41,9 @@ pub struct Config {
     /// Commands to run before the main process.
     #[serde(default)]
     pub hooks: Vec<Vec<String>>,
+    /// Programs of ours that are put where the image has none.
+    #[serde(default)]
+    pub programs: Vec<Tool>,
     /// Whether the host's agent runs beside the main process.
     #[serde(default)]
     pub agent: bool,
@@ -258,6 +263,7 @@ impl Config {
         for hook in &self.hooks {
             command(hook, "hook")?;
         }
+        bound(self.programs.len(), LISTED_MAX, "programs")?;
         if self.agent && self.process.pid1 {
             return Err("agent needs a first process: process.pid1 cannot be true".to_owned());
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::disks::{HOME, TOOLS};
 use crate::failure::{Failure, Step};
+use crate::tools::Tool;
 
 const FILES_MAX: usize = 1024;
 const BYTES_MAX: u64 = 16 << 20;
@@ -146,11 +147,11 @@ pub fn read_text(step: Step, path: &str) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Makes `bin` of [`HOME`], and gives the image the programs that a supervisor calls and it lacks.
+/// Makes `bin` of [`HOME`], and gives the image those of the `wanted` programs that it lacks.
 ///
 /// # Errors
 /// A link that cannot be made.
-pub fn programs() -> Result<(), Failure> {
+pub fn programs(wanted: &[Tool]) -> Result<(), Failure> {
     let step = Step::Files;
     let bin = Path::new(HOME).join("bin");
     fs::create_dir(&bin).map_err(step.io(&bin))?;
@@ -160,7 +161,7 @@ pub fn programs() -> Result<(), Failure> {
         let entry = entry.map_err(step.io(&tools))?;
         link(&entry.path(), &bin.join(entry.file_name()))?;
     }
-    for (name, directory) in [("ip", "/usr/sbin"), ("nsenter", "/usr/bin")] {
+    for (name, directory) in wanted.iter().map(|tool| tool.place()) {
         let ours = bin.join(name);
         if fs::symlink_metadata(&ours).is_err() {
             link(&tools.join("openshell-init"), &ours)?;

@@ -3,9 +3,10 @@
 //! Invariant: what is kept is one frame of an allowed length and what one read brought behind it.
 
 use crate::DATA_MAX;
+use crate::room::FIRST;
 use crate::wire::{HEADER, WireError};
 
-/// Room that a read always finds.
+/// Room that a read finds at most, unless a longer frame has begun.
 const ROOM: usize = HEADER + DATA_MAX + 64;
 
 /// A frame of one direction.
@@ -42,14 +43,17 @@ impl Decoder {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        let len = ROOM.max(self.wanted).max(self.end + 1);
+        let len = FIRST.max(self.wanted).max(self.end + 1).max(self.buffer.len());
         self.buffer.resize(len, 0);
         &mut self.buffer[self.end..]
     }
 
-    /// The read put `len` bytes at the beginning of the room.
+    /// The read put `len` bytes at the beginning of the room. One that has filled it is followed by one with more.
     pub fn filled(&mut self, len: usize) {
         self.end = (self.end + len).min(self.buffer.len());
+        if self.end == self.buffer.len() {
+            self.buffer.resize(self.end.max(ROOM.min(2 * self.end)), 0);
+        }
     }
 
     /// Adds bytes, however many.

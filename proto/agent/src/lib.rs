@@ -10,6 +10,7 @@ mod exec;
 mod failure;
 mod guest;
 mod host;
+mod room;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use exec::{Exec, ExecError, Size, Stdio};
 pub use failure::{Failure, FailureKind};
 pub use guest::{Exit, FromGuest};
 pub use host::{CopyIn, CopyOut, FromHost, GuestPath, Signal};
+pub use room::Room;
 pub use stats::Stats;
 pub use window::{ReceiveWindow, SendWindow};
 pub use wire::WireError;

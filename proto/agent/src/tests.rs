@@ -291,3 +291,46 @@ fn a_sender_without_credit_and_credit_without_cause_are_found_out() {
     sender.sent(5);
     assert!(sender.credit(u32::MAX).is_err());
 }
+
+#[test]
+fn room_grows_with_what_comes_and_keeps_to_its_limits() {
+    let mut room = Room::default();
+    let mut offered = Vec::new();
+    let mut take = |limit: usize, len: usize| {
+        let read = room.read(limit, |bytes| {
+            offered.push(bytes.len());
+            bytes[..len].fill(7);
+            Ok::<_, WireError>(len)
+        });
+        assert_eq!(read.unwrap(), vec![7; len]);
+    };
+    take(usize::MAX, 10);
+    take(usize::MAX, 4096);
+    take(100, 100);
+    take(usize::MAX, 8192);
+    take(usize::MAX, 16384);
+    take(usize::MAX, 32768);
+    take(usize::MAX, 65536);
+    take(usize::MAX, 0);
+    assert_eq!(offered, [4096, 4096, 100, 8192, 16384, 32768, DATA_MAX, DATA_MAX]);
+}
+
+#[test]
+fn a_decoder_has_a_page_for_a_quiet_stream_and_a_frame_for_a_busy_one() {
+    let mut decoder = Decoder::new();
+    assert_eq!(decoder.space().len(), 4096);
+    let mut bytes = Vec::new();
+    for _ in 0..8 {
+        FromGuest::Data(Stream::Output, &[1; DATA_MAX]).encode(&mut bytes);
+    }
+    let (mut rest, mut largest, mut frames) = (&bytes[..], 0, 0);
+    while !rest.is_empty() {
+        largest = largest.max(decoder.space().len());
+        rest = &rest[decoder.feed(rest)..];
+        while decoder.next::<FromGuest<'_>>().unwrap().is_some() {
+            frames += 1;
+        }
+    }
+    assert_eq!(frames, 8);
+    assert!((DATA_MAX..=DATA_MAX + 100).contains(&largest), "{largest}");
+}

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use openshell_agent_proto::{
-    DATA_MAX, Exec, Exit, FromGuest, FromHost, ReceiveWindow, SendWindow, Signal, Size, Stdio,
-    Stream,
+    DATA_MAX, Exec, Exit, FromGuest, FromHost, ReceiveWindow, Room, SendWindow, Signal, Size,
+    Stdio, Stream,
 };
 
 use super::connection::Connection;
@@ -79,6 +79,7 @@ pub fn attach(
 struct Session<'a> {
     connection: Connection,
     input: Option<BorrowedFd<'a>>,
+    input_room: Room,
     input_window: SendWindow,
     sinks: [Sink<'a>; 2],
     exit: Option<Exit>,
@@ -104,6 +105,7 @@ impl<'a> Session<'a> {
         Self {
             connection,
             input: streams.input,
+            input_room: Room::default(),
             input_window: SendWindow::default(),
             sinks: [
                 Sink::new(Stream::Output, streams.output),
@@ -190,16 +192,14 @@ impl<'a> Session<'a> {
 
     fn read_input(&mut self) -> Result<(), AgentError> {
         let Some(fd) = self.input else { return Ok(()) };
-        let mut bytes = [0; DATA_MAX];
         // A key that was held back may come on top.
-        let len = bytes.len().min(self.input_window.left()) - 1;
-        match console_io::read(fd.as_raw_fd(), &mut bytes[..len]) {
-            Ok(0) => {
+        let limit = DATA_MAX.min(self.input_window.left()) - 1;
+        match self.input_room.read(limit, |bytes| console_io::read(fd.as_raw_fd(), bytes)) {
+            Ok([]) => {
                 self.connection.send(&FromHost::End(Stream::Input));
                 self.input = None;
             }
-            Ok(len) => {
-                let typed = &bytes[..len];
+            Ok(typed) => {
                 let (passed, leaves) = match &mut self.keys {
                     Some(keys) => keys.pass(typed),
                     None => (typed.to_vec(), false),

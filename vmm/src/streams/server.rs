@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use openshell_agent_proto::{DATA_MAX, Exit, FromGuest, FromHost, SendWindow, Size, Stream};
+use openshell_agent_proto::{DATA_MAX, Exit, FromGuest, FromHost, Room, SendWindow, Size, Stream};
 
 use super::client::{Client, Wish};
 use super::outputs::Outputs;
@@ -61,6 +61,7 @@ struct Input {
     open: bool,
     /// Standard input of this process gives it.
     own: bool,
+    room: Room,
     window: SendWindow,
 }
 
@@ -89,7 +90,12 @@ impl Server {
             guest: Guest::Awaited(plan.guest),
             attach: plan.attach,
             outputs: Outputs::new(plan.log, own),
-            input: Input { open: input, own: own && input, window: SendWindow::default() },
+            input: Input {
+                open: input,
+                own: own && input,
+                room: Room::default(),
+                window: SendWindow::default(),
+            },
             tty,
             size: None,
             resizes,
@@ -305,12 +311,11 @@ impl Server {
 
     fn read_input(&mut self) {
         let Guest::Here(guest) = &mut self.guest else { return };
-        let mut bytes = [0; DATA_MAX];
-        let len = bytes.len().min(self.input.window.left());
-        match console_io::read(libc::STDIN_FILENO, &mut bytes[..len]) {
-            Ok(len) if len > 0 => {
-                guest.send(&FromHost::Data(Stream::Input, &bytes[..len]));
-                self.input.window.sent(len);
+        let Input { room, window, .. } = &mut self.input;
+        match room.read(window.left(), |bytes| console_io::read(libc::STDIN_FILENO, bytes)) {
+            Ok(bytes) if !bytes.is_empty() => {
+                guest.send(&FromHost::Data(Stream::Input, bytes));
+                window.sent(bytes.len());
             }
             Err(error) if is_temporary(&error) => {}
             Ok(_) | Err(_) => {

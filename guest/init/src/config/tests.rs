@@ -25,6 +25,7 @@ fn the_example_of_the_document_is_read() {
     assert_eq!(config.network.address, Some(address));
     assert_eq!(config.directories[0].mode(), 0o755);
     assert_eq!(config.hosts[0].names.len(), 3);
+    assert_eq!(config.programs, [Tool::Ip, Tool::Nsenter]);
     assert_eq!(config.process.cwd(), "/");
 }
 
@@ -76,6 +77,7 @@ fn what_cannot_be_is_refused_with_its_place() {
         (r#", "directories": [{"path": "/x", "mode": "8"}]"#, "mode of a directory"),
         (r#", "directories": [{"path": "/x", "mode": "+755"}]"#, "mode of a directory"),
         (r#", "hooks": [[]]"#, "hook"),
+        (r#", "programs": ["sh"]"#, "expected `ip` or `nsenter`"),
         (r#", "agent": 1"#, "expected a boolean"),
         (r#", "volatile": 1"#, "expected a boolean"),
     ] {

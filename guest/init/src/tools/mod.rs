@@ -3,8 +3,31 @@
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
+use serde::Deserialize;
+
 mod ip;
 mod nsenter;
+
+/// One of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tool {
+    /// Links, addresses, routes and network namespaces.
+    Ip,
+    /// A program in a network namespace.
+    Nsenter,
+}
+
+impl Tool {
+    /// Its name, and the directory where images have it.
+    #[must_use]
+    pub fn place(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Ip => ("ip", "/usr/sbin"),
+            Self::Nsenter => ("nsenter", "/usr/bin"),
+        }
+    }
+}
 
 /// Runs the tool of this name; nothing when there is none.
 #[must_use]

@@ -58,6 +58,7 @@ fn everything() -> Value {
         "hosts": [{"address": "192.168.127.254", "names": ["host.openshell.internal"]}],
         "directories": [{"path": "/sandbox", "owner": "sandbox", "mode": "0750"}],
         "hooks": [["/bin/busybox", "sh", "-c", "echo hooked as $(/bin/busybox id -u)"]],
+        "programs": ["ip", "nsenter"],
         "process": {
             "env": ["A=1", "A=two words", "HOME=/sandbox"],
             "cwd": "/sandbox",
@@ -311,7 +312,8 @@ fn our_ip_and_nsenter_make_a_network_namespace() {
         $b test ! -e /var/run/netns/sandbox-1
         echo gone
         $i link set none up";
-    let finished = sandbox.guest(&shell(script, &json!({})), &[]).end().expect_code(2);
+    let config = shell(script, &json!({"programs": ["ip", "nsenter"]}));
+    let finished = sandbox.guest(&config, &[]).end().expect_code(2);
     said(
         &finished,
         &[
