@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use crate::sys::vsock;
 
@@ -37,8 +37,7 @@ pub enum Request {
 /// Hears the peer that waits at `listener`.
 #[must_use]
 pub fn hear(listener: &OwnedFd) -> Option<Request> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let peer = accept_with(listener, flags).ok()?;
+    let (peer, _) = vsock::accept(listener).ok()?;
     let ends = Instant::now() + PATIENCE;
     let mut line = Vec::new();
     while !line.contains(&b'\n') {

@@ -5,6 +5,7 @@
 use std::mem::size_of;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, listen, socket_with};
 
@@ -57,11 +58,15 @@ pub fn connect_to_host(port: u32) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Accepts a connection, which is closed on exec and does not block; it, and the address of who connected.
+/// Accepts a connection, which is closed on exec and does not block; it, and the address of who connected. Does not wait for one.
 ///
 /// # Errors
 /// `EAGAIN` when nobody waits, and what else the kernel says.
 pub fn accept(listener: &OwnedFd) -> Result<(OwnedFd, u32), Errno> {
+    // Asked in vain, vsock's accept sleeps until the next tick, 4 ms, also on a socket that does not block (`schedule_timeout(0)`).
+    if poll(&mut [PollFd::new(listener, PollFlags::IN)], Some(&Timespec::default()))? == 0 {
+        return Err(Errno::AGAIN);
+    }
     let (mut address, mut len) = (unknown(), address_len());
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     let place = (&raw mut address).cast();
